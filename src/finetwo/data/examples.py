@@ -1,0 +1,240 @@
+"""Loads a user's data whole: reads the files, picks the columns, drops empty records and shares out the splits.
+
+It knows nothing of tasks, templates or tokens. Its invariant: every record read is in one split or in one count, and
+whatever was left out, doubled or unusual is said aloud.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from finetwo.core.config import RowsConfig
+from finetwo.core.errors import InputError
+from finetwo.data.columns import Columns, adopt_input, detect_columns, select
+from finetwo.data.json_stream import kind_of, surrogate_fault
+from finetwo.data.source import SPLITS, Note, Row, find_files, place, read_all
+from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, content_key, parse_split, split_rows
+
+END_OF_TEXT = "<|endoftext|>"
+"""The model's control token; in a user's text it is only text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One usable record: text by role (`prompt`, `input`, `completion` or `text`) and by further column names."""
+
+    fields: dict[str, str]
+    file: str
+    line: int
+    number: int
+
+    @property
+    def where(self) -> str:
+        """The place to name in a message."""
+        return place(self.file, self.line, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The data of a job.
+
+    `splits` always has train, validation and test (maybe empty), in file order. `counts`: records `read`; left out as
+    `empty` (also by role: `empty_prompt`, ...) or `left_out` (beyond the counts of --rows.split); the size of each
+    split; `overlap` (validation or test records that are in train too); `end_of_text` (records with that mark).
+    `digest` is the SHA-256 (hex) of the content of all splits in order. `origin` names the data.
+    """
+
+    splits: dict[str, list[Example]]
+    columns: Columns
+    counts: dict[str, int]
+    digest: str
+    origin: str
+
+
+@runtime_checkable
+class _Table(Protocol):
+    def to_dict(self, orient: str) -> list[dict[str, object]]: ...
+
+
+def load_splits(path: Path, rows: RowsConfig, seed: int, on_note: Note) -> Loaded:
+    """Load a data file, a folder of train|validation|test.* or a folder of .txt documents.
+
+    Without --rows.split and without a validation file the training records are split 0.9/0.1 by content.
+
+    Raises:
+        InputError: see `find_files`, `read_rows`, `detect_columns`, `select`, `parse_split`; no record is left.
+        EnvironmentFault: a file cannot be read for want of permission or because of the device.
+    """
+    rows.check()
+    if rows.split is not None:
+        parse_split(rows.split)
+    files = find_files(path)
+    if "train" not in files and "all" not in files:
+        raise InputError(str(path), "no train.* in the folder", ", ".join(files), "add it, or give one file")
+    # train first: its first record decides the columns
+    files = {"train": files.get("all", files.get("train", [])), **files}
+    groups = {name: read_all(paths, rows, on_note) for name, paths in files.items() if name != "all"}
+    return _assemble(groups, rows, seed, on_note, str(path))
+
+
+def load_rows(data: object, rows: RowsConfig, seed: int, on_note: Note) -> Loaded:
+    """Load records that are in memory: a list of dictionaries, or a table with `.to_dict("records")` (a DataFrame).
+
+    A dictionary of such lists by split name ({"train": [...], "validation": [...]}) gives the splits.
+
+    Raises:
+        InputError: not such an object, or as `load_splits`; a record is named `data[17]` (index from 0).
+    """
+    rows.check()
+    groups = {"train": data}
+    if isinstance(data, Mapping) and data and set(data) <= set(SPLITS):
+        groups = {name: data[name] for name in SPLITS if name in data}
+    named = {split: "data" if groups.keys() == {"train"} else f"data['{split}']" for split in groups}
+    found = {split: _from_memory(part, named[split])[: rows.limit] for split, part in groups.items()}  # train first
+    if not found.get("train"):
+        raise InputError("data", "0 records", fix="give a list of dictionaries")
+    return _assemble(found, rows, seed, on_note, "data")
+
+
+def _from_memory(data: object, name: str) -> list[Row]:
+    records = _records_of(data)
+    if not isinstance(records, Iterable) or isinstance(records, (str, bytes, Mapping)):
+        got = kind_of(data)
+        raise InputError(name, "must be a path, a list of dictionaries or a DataFrame", got, "give one of these")
+    found = []
+    for index, record in enumerate(records):
+        if not isinstance(record, Mapping) or not all(isinstance(key, str) for key in record):
+            got = kind_of(record)
+            raise InputError(f"{name}[{index}]", "must be a dictionary with text keys", got, "give one per record")
+        fields = dict(record)
+        fault = surrogate_fault({k: v for k, v in fields.items() if isinstance(v, str)})
+        if fault:
+            raise InputError(f"{name}[{index}]", fault, fix="remove it, or decode the text anew")
+        found.append(Row(fields, name, 0, index + 1))
+    return found
+
+
+def _records_of(data: object) -> object:
+    """Return the records of a table; anything else (also what already gives dictionaries one by one) as it is."""
+    if isinstance(data, Mapping) or not isinstance(data, _Table):
+        return data
+    if isinstance(data, Iterable) and isinstance(next(iter(data), None), Mapping):
+        return data
+    return data.to_dict("records")
+
+
+def _assemble(groups: dict[str, list[Row]], rows: RowsConfig, seed: int, on_note: Note, origin: str) -> Loaded:
+    """Turn rows by given split into examples by final split, counting and saying what is left out."""
+    everything = [row for part in groups.values() for row in part]
+    if not everything:
+        raise InputError(origin, "0 records", fix="give data that holds records")
+    columns = detect_columns(list(everything[0].fields), rows.columns, everything[0].where)
+    columns = adopt_input(columns, everything)
+    on_note(columns.describe())
+    examples = {
+        name: [Example(select(row, columns), row.file, row.line, row.number) for row in part]
+        for name, part in groups.items()
+    }
+    splits = _share(examples, rows, seed, on_note, origin)
+    counts: Counter[str] = Counter(read=len(everything))
+    counts["left_out"] = len(everything) - sum(map(len, splits.values()))
+    splits = {name: _without_empty(part, columns, rows, counts) for name, part in splits.items()}
+    counts.update({name: len(part) for name, part in splits.items()})
+    counts["end_of_text"] = count_marks(e for part in splits.values() for e in part)
+    counts["overlap"] = _overlap(splits, on_note)
+    _say(counts, on_note, origin)
+    return Loaded(splits, columns, dict(counts), digest(splits), origin)
+
+
+def _share(
+    examples: dict[str, list[Example]], rows: RowsConfig, seed: int, on_note: Note, origin: str
+) -> dict[str, list[Example]]:
+    """Split the training records, unless the splits are given as files."""
+    given = {name: part for name, part in examples.items() if name != "train"}
+    train = examples["train"]
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    if rows.split is not None:
+        plan = parse_split(rows.split)
+        both = sorted(given.keys() & (plan.fractions.keys() | plan.counts.keys()))
+        if both:
+            raise InputError("--rows.split", f"gives {both[0]}, and so does a file in {origin}", fix="use one of them")
+        splits |= split_rows(train, plan, seed, origin)
+    elif "validation" in given:
+        splits["train"] = train
+    elif len(train) < MIN_RECORDS:
+        splits["train"] = train
+        on_note(f"{origin}: {len(train)} records are too few to hold any out for validation; all are in train")
+    else:
+        splits |= split_rows(train, parse_split(DEFAULT_SPLIT), seed, origin)
+        on_note(f"{origin}: split by content, {DEFAULT_SPLIT} (--rows.split changes it)")
+    return splits | given
+
+
+def _without_empty(part: list[Example], columns: Columns, rows: RowsConfig, counts: Counter[str]) -> list[Example]:
+    """Return the examples whose needed texts hold more than white space; count the others, or stop at the first."""
+    kept = []
+    for example in part:
+        empty = next((r for r in columns.roles if r != "input" and not example.fields[r].strip()), None)
+        if empty is None:
+            kept.append(example)
+            continue
+        if rows.on_empty == "error":
+            what = f"empty {empty} (field '{columns.roles[empty]}')"
+            raise InputError(example.where, what, fix="fill it in, or --rows.on_empty skip")
+        counts["empty"] += 1
+        counts[f"empty_{empty}"] += 1
+    return kept
+
+
+def count_marks(examples: Iterable[Example]) -> int:
+    """Count the examples whose text contains the end-of-text mark, which is read as plain text."""
+    return sum(any(END_OF_TEXT in value for value in example.fields.values()) for example in examples)
+
+
+def digest(splits: Mapping[str, Sequence[Example]]) -> str:
+    """Return the SHA-256 (hex) over all fields of all examples, in order, split by split; places do not count."""
+    total = hashlib.sha256()
+    for name in SPLITS:
+        total.update(f"{name} {len(splits.get(name, ()))}\n".encode("ascii"))
+        for example in splits.get(name, ()):
+            text = json.dumps(example.fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+            total.update(text.encode("ascii") + b"\n")
+    return total.hexdigest()
+
+
+def _overlap(splits: Mapping[str, Sequence[Example]], on_note: Note) -> int:
+    """Count validation and test examples whose content is in train too; name the first three pairs."""
+    if not splits["validation"] and not splits["test"]:
+        return 0
+    first: dict[bytes, Example] = {}
+    for example in splits["train"]:
+        first.setdefault(hashlib.sha256(content_key(example.fields)).digest(), example)
+    total = 0
+    for name in ("validation", "test"):
+        keys = ((hashlib.sha256(content_key(e.fields)).digest(), e) for e in splits[name])
+        pairs = [(first[key], e) for key, e in keys if key in first]
+        if pairs:
+            shown = "; ".join(f"{a.where} = {b.where}" for a, b in pairs[:3])
+            on_note(f"warning: {len(pairs):,} of {len(splits[name]):,} {name} records are in train too: {shown}")
+        total += len(pairs)
+    return total
+
+
+def _say(counts: Counter[str], on_note: Note, origin: str) -> None:
+    """Say the counts aloud; raise InputError when nothing is left to train on."""
+    sizes = ", ".join(f"{name} {counts[name]:,}" for name in SPLITS if counts[name])
+    reasons = [f"{counts[f'empty_{r}']:,} empty {r}" for r in ("prompt", "completion", "text") if counts[f"empty_{r}"]]
+    if counts["left_out"]:
+        reasons.append(f"{counts['left_out']:,} beyond the counts of --rows.split")
+    out = f"; left out: {', '.join(reasons)}" if reasons else ""
+    if not sizes:
+        raise InputError(origin, f"{counts['read']:,} records read, 0 left{out}", fix="give records with text in them")
+    on_note(f"{origin}: {counts['read']:,} records read: {sizes}{out}")
+    if counts["end_of_text"]:
+        on_note(f"{origin}: {counts['end_of_text']:,} records contain {END_OF_TEXT}; it is read as plain text")

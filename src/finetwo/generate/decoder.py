@@ -1,0 +1,110 @@
+"""The network with slots: a prompt goes into a slot, then every step gives the logits after one more token.
+
+It knows neither text nor sampling nor when a sequence ends. Invariant: in float32 on CPU the logits of a slot do not
+depend, bit for bit, on how many other slots are in use or on what they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from finetwo.model.cached import BLOCK, Decode, Fill, KVCache, round_up
+from finetwo.model.network import Network
+
+ROWS = 8
+"""Decoding computes a multiple of this many rows: a float32 product of 1 row rounds differently from one of 8."""
+
+
+class Decoder:
+    """Prefill and decode of sequences in slots.
+
+    A prompt is computed alone, so its shape is its own. A step computes the first 8, 16, ... slots that cover the live
+    ones if `rows_agree` finds that equal bits come out of that, else group by group of 8.
+    """
+
+    def __init__(self, network: Network, vocab: int, slots: int, capacity: int) -> None:
+        """`vocab`: ids from here on are never produced; `slots`: rounded up to a multiple of 8; `capacity`: tokens."""
+        weight = network.head_weight
+        self._network, self._head = network, weight[:vocab].t()  # (D, V)
+        self.device = weight.device
+        self.slots = round_up(slots, ROWS)
+        self._cache = KVCache(network.config, self.slots, capacity, device=weight.device, dtype=weight.dtype)
+        self._lengths, self._tokens = [0] * self.slots, [0] * self.slots
+        self._owners: list[int | None] = [None] * self.slots
+        self._after_prompt: Tensor = weight.new_empty(0)
+        promised = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._together = self.slots == ROWS or not promised or rows_agree(network, self.slots)
+
+    @torch.inference_mode()
+    def start(self, slot: int, owner: int, prompt: Sequence[int]) -> Tensor:
+        """Put a prompt (at least one token id) in `slot`; return the logits after it, (1, V) float32.
+
+        `owner` names the prompt: several slots started one after the other with the same owner compute it once.
+        """
+        if owner in self._owners:
+            source = self._owners.index(owner)
+            if source != slot:
+                self._cache.copy(source, slot, len(prompt))
+        else:
+            tokens = torch.tensor([prompt], device=self.device)
+            positions = torch.arange(len(prompt), device=self.device)[None]
+            hidden = self._network.transformer(tokens, positions, Fill(self._cache, slot))
+            self._after_prompt = (hidden[:, -1] @ self._head).float()
+        self._owners[slot], self._lengths[slot], self._tokens[slot] = owner, len(prompt), 0
+        return self._after_prompt
+
+    @torch.inference_mode()
+    def step(self, tokens: Mapping[int, int]) -> Tensor:
+        """Append one token to each slot given (slot -> id, slots ascending); return the logits, (N, V) float32.
+
+        The other slots are computed along. Each writes only at the place after its own last token, so that a prompt
+        that further samples will start from stays whole.
+        """
+        for slot, token in tokens.items():
+            self._tokens[slot] = token
+        ids = torch.tensor(self._tokens, device=self.device)
+        positions = torch.tensor(self._lengths, device=self.device)
+        span = round_up(max(self._lengths[slot] for slot in tokens) + 1, BLOCK)
+        parts = []
+        for first, count in self._groups(list(tokens)):
+            rows = slice(first, first + count)
+            attend = Decode(self._cache, first, positions[rows], span)
+            hidden = self._network.transformer(ids[rows, None], positions[rows, None], attend)
+            logits = hidden[:, 0] @ self._head  # (rows, V)
+            live = [slot - first for slot in tokens if first <= slot < first + count]
+            parts.append(logits if len(live) == count else logits[live])
+        for slot in tokens:
+            self._lengths[slot] += 1
+        return torch.cat(parts).float() if len(parts) > 1 else parts[0].float()
+
+    def _groups(self, live: list[int]) -> Iterator[tuple[int, int]]:
+        """The (first slot, number of slots) to compute so that all of `live` are."""
+        if self._together:
+            yield 0, round_up(max(live) + 1, ROWS)
+            return
+        for first in sorted({slot // ROWS * ROWS for slot in live}):
+            yield first, ROWS
+
+
+@torch.inference_mode()
+def rows_agree(network: Network, rows: int) -> bool:
+    """Whether this machine gives a row the same bits among 16, 24, ... `rows` rows as among 8.
+
+    Matrix libraries choose their kernel by shape, so it is tried on this network's own layers, in some five steps'
+    time; attention is left out, being a product per slot anyway.
+    """
+
+    def only_self(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
+        return v
+
+    def logits(ids: Tensor) -> Tensor:
+        hidden = network.transformer(ids[:, None], torch.zeros_like(ids)[:, None], only_self)
+        out: Tensor = hidden[:, 0] @ network.head_weight.t()
+        return out
+
+    ids = torch.arange(rows, device=network.head_weight.device) % network.config.vocab_size
+    eights = torch.cat([logits(part) for part in ids.split(ROWS)])
+    return all(torch.equal(logits(ids[:n]), eights[:n]) for n in range(2 * ROWS, rows + 1, ROWS))

@@ -1,0 +1,140 @@
+"""The shape of a GPT-2 network, in the words of Hugging Face's `config.json`.
+
+It knows no tensors. Its one invariant: a configuration that was read describes exactly the arithmetic that will
+run; whatever FineTwo does not implement is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from finetwo.core.errors import InputError
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu", "gelu_pytorch_tanh")
+_LIMITS = {"vocab_size": 1_000_000, "n_positions": 1_048_576, "n_embd": 65_536, "n_layer": 1_024, "n_head": 1_024}
+# Keys that change the arithmetic, with the only value implemented here.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False, None),
+    "is_encoder_decoder": (False, None),
+    "tie_word_embeddings": (True, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "trust_remote_code": (False, None),
+    "pruned_heads": ({}, None),
+    "is_decoder": (True, False, None),
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Shape and constants of a GPT-2 network; the defaults are the 124M model's."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    eos_token_id: int = 50256
+    post_norm: bool = False
+    """Layer norms after the residual sums, as the original Transformer; a pre-training experiment."""
+
+    @property
+    def inner(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, the tied head counted once."""
+        d, f = self.n_embd, self.inner
+        block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * f + f) + (f * d + d)
+        return (self.vocab_size + self.n_positions) * d + self.n_layer * block + 2 * d
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str = "config.json") -> GPT2Config:
+        """Read the keys of a Hugging Face `config.json`; InputError names the key that is missing, wrong or unsupported."""
+        kind = content.get("model_type", "gpt2")
+        if kind != "gpt2":
+            raise InputError(
+                where, "model_type is not of the GPT-2 architecture", kind, "FineTwo loads model_type gpt2"
+            )
+        for key, allowed in _ONLY.items():
+            if content.get(key, allowed[0]) not in allowed:
+                raise InputError(where, f"{key} is not supported", content[key], f"only {key} = {allowed[0]} is")
+        known = {f.name for f in fields(cls)}
+        values = {k: v for k, v in content.items() if k in known and v is not None}
+        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if key not in values:
+                raise InputError(
+                    where, f"the key {key} is missing", None, "take config.json from the model's own repository"
+                )
+        values.setdefault("eos_token_id", values["vocab_size"] - 1)
+        config = cls(**values)
+        config.check(where)
+        return config
+
+    def check(self, where: str = "config") -> None:
+        """Raise InputError for a value of the wrong type or range."""
+        for key, limit in _LIMITS.items():
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+                raise InputError(where, f"{key} must be an integer from 1 to {limit:,}", value)
+        if self.n_inner is not None and (not isinstance(self.n_inner, int) or not 1 <= self.n_inner <= 1_048_576):
+            raise InputError(where, "n_inner must be an integer from 1 to 1,048,576", self.n_inner)
+        if self.n_embd % self.n_head:
+            raise InputError(where, f"n_head must divide n_embd = {self.n_embd}", self.n_head)
+        if self.activation_function not in ACTIVATIONS:
+            raise InputError(
+                where,
+                "activation_function is not supported",
+                self.activation_function,
+                f"supported: {', '.join(ACTIVATIONS)}",
+            )
+        for key in ("layer_norm_epsilon", "initializer_range"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+                raise InputError(where, f"{key} must be a number above 0 and below 1", value)
+        for key in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "post_norm"):
+            if not isinstance(getattr(self, key), bool):
+                raise InputError(where, f"{key} must be true or false", getattr(self, key))
+        if (
+            isinstance(self.eos_token_id, bool)
+            or not isinstance(self.eos_token_id, int)
+            or not 0 <= self.eos_token_id < self.vocab_size
+        ):
+            raise InputError(
+                where, f"eos_token_id must be an id below vocab_size = {self.vocab_size}", self.eos_token_id
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a Hugging Face `config.json` for this network."""
+        content = {k: v for k, v in asdict(self).items() if k != "post_norm" or v}
+        return {
+            **content,
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "bos_token_id": self.eos_token_id,
+            "n_ctx": self.n_positions,
+            "tie_word_embeddings": True,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "torch_dtype": "float32",
+        }
+
+
+SIZES: dict[str, GPT2Config] = {
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+    "distilgpt2": GPT2Config(n_layer=6),
+}

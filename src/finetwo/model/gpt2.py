@@ -1,0 +1,115 @@
+"""GPT-2's trunk: tokens and positions in, hidden states out (Radford et al. 2019).
+
+It knows no mask, no cache, no head, no loss and no device; how queries see keys is the argument `attend`. Its one
+invariant: parameter names and shapes are those of Hugging Face's GPT-2 without the `transformer.` prefix.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, gelu, relu
+
+from finetwo.model.attend import Attend
+from finetwo.model.config import GPT2Config
+from finetwo.model.linear import Linear
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """Apply the activation that `config.json` names; gelu_new is the tanh form (Hendrycks & Gimpel 2016)."""
+    if name == "relu":
+        return relu(x)
+    return gelu(x, approximate="none" if name == "gelu" else "tanh")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused query, key and value."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.width = layer, config.n_head, config.n_embd
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        scale = 1.0 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+        self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+    def forward(self, x: Tensor, attend: Attend, drop: float) -> Tensor:  # noqa: D102
+        b, t, _ = x.shape
+        qkv = self.c_attn(x).view(b, t, 3, self.heads, self.width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, Dh) each
+        seen = attend(self.layer, q, k, v, self.scale, drop)
+        y: Tensor = self.c_proj(seen.transpose(1, 2).reshape(b, t, self.width))
+        return y
+
+
+class MLP(nn.Module):
+    """The feed-forward half of a block."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.activation = config.activation_function
+        self.c_fc = Linear(config.n_embd, config.inner)
+        self.c_proj = Linear(config.inner, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y: Tensor = self.c_proj(activate(self.activation, self.c_fc(x)))
+        return y
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to the residual stream; norms before them, or after the sums."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.post_norm = config.post_norm
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, attend: Attend, drop: float) -> Tensor:  # noqa: D102
+        if self.post_norm:
+            x = self.ln_1(x + dropout(self.attn(x, attend, drop), drop))
+            return self.ln_2(x + dropout(self.mlp(x), drop))
+        x = x + dropout(self.attn(self.ln_1(x), attend, drop), drop)
+        return x + dropout(self.mlp(self.ln_2(x)), drop)
+
+
+class GPT2(nn.Module):
+    """The trunk; parameters are allocated but not initialised (see `initialise`)."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.dropout = 0.0
+        """Probability on embeddings, attention and residuals; in force only while `training`."""
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Return hidden states (B, T, D) for `tokens` and `positions` (B, T) int64, after the last norm."""
+        drop = self.dropout if self.training else 0.0
+        x = dropout(self.wte(tokens) + self.wpe(positions), drop)
+        for block in self.h:
+            x = block(x, attend, drop)
+        # Post-norm blocks end normalised; the last norm then has nothing left to do but is kept for the file layout.
+        y: Tensor = self.ln_f(x)
+        return y
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw fresh weights for every layer as published: normal(0, 0.02), residual projections / sqrt(2 layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        std = self.config.initializer_range
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+            elif ".ln_" in name or name.startswith("ln_f"):
+                p.fill_(1.0)
+            else:
+                residual = name.endswith("c_proj.weight")
+                p.normal_(0.0, std / math.sqrt(2 * self.config.n_layer) if residual else std, generator=generator)

@@ -1,0 +1,139 @@
+"""A trunk and a head: the network that is trained, saved and run.
+
+It knows no tokenizer, no files and no optimizer. Its one invariant: `state()` has exactly the names and shapes
+of a Hugging Face checkpoint, the tied head counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from finetwo.core.config import LoraConfig
+from finetwo.core.errors import InputError
+from finetwo.model.attend import Attend, Causal
+from finetwo.model.config import GPT2Config
+from finetwo.model.gpt2 import GPT2
+from finetwo.model.lora import add_lora, freeze_all_but_lora
+from finetwo.model.loss import summed_loss
+
+_IGNORED = ("attn.bias", "attn.masked_bias")  # causal-mask buffers of old checkpoints
+
+
+class Network(nn.Module):
+    """GPT-2 with its tied language head."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GPT2(config)
+        self.lora: LoraConfig | None = None
+        """The adapter's resolved settings, when one is in place."""
+
+    @classmethod
+    def fresh(cls, config: GPT2Config, seed: int) -> Network:
+        """Return a network with freshly drawn weights."""
+        network = cls(config)
+        network.transformer.initialise(seed)
+        return network
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix (V, D): the token embedding itself."""
+        return self.transformer.wte.weight
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+        """Return logits (B, T, V) for token ids (B, T); positions default to 0..T-1 in each row."""
+        hidden = self.hidden(tokens, positions, attend)
+        return hidden @ self.head_weight.t().to(hidden.dtype)
+
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+        """Return the trunk's output (B, T, D)."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        hidden: Tensor = self.transformer(tokens, positions, attend or Causal())
+        return hidden
+
+    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> tuple[Tensor, int]:
+        """Return (summed loss, number of kept targets) of a batch; all arguments (B, T)."""
+        return summed_loss(self.hidden(tokens, positions, attend), targets, self.head_weight)
+
+    def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
+        """Place adapters (see `LoraConfig` for the settings); return how many linears carry one."""
+        lora = config or LoraConfig(**settings)  # type: ignore[arg-type]
+        count = add_lora(self, lora, seed)
+        self.lora = lora.resolved()
+        return count
+
+    def freeze_all_but_lora(self) -> None:
+        """Let only adapter parameters learn."""
+        freeze_all_but_lora(self)
+
+    def state(self) -> dict[str, Tensor]:
+        """Base weights by Hugging Face name, adapters left out."""
+        return {n: p.detach() for n, p in self.named_parameters() if ".adapter." not in n}
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Adapter weights by their name in this network."""
+        return {n: p.detach() for n, p in self.named_parameters() if ".adapter." in n}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Copy weights in, name by name and shape by shape; InputError names what is missing, left over or misshapen."""
+        wanted = dict(self.named_parameters())
+        given = _canonical(tensors, where)
+        missing = [n for n in wanted if n not in given and ".adapter." not in n]
+        extra = [n for n in given if n not in wanted]
+        if missing or extra:
+            names = "; ".join(
+                f"{what} {', '.join(ns[:3])}{' ...' if len(ns) > 3 else ''}"
+                for what, ns in (("missing", missing), ("unknown", extra))
+                if ns
+            )
+            raise InputError(
+                where,
+                f"the tensors do not fit the config: {len(missing)} missing, {len(extra)} unknown: {names}",
+                None,
+                "take weights and config.json from one place",
+            )
+        for name, tensor in given.items():
+            if tensor.shape != wanted[name].shape:
+                raise InputError(
+                    where,
+                    f"tensor {name} must have shape {list(wanted[name].shape)}",
+                    list(tensor.shape),
+                    "config.json belongs to other weights",
+                )
+            if not tensor.is_floating_point():
+                raise InputError(where, f"tensor {name} must hold floating-point numbers", str(tensor.dtype))
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise InputError(
+                    where,
+                    f"tensor {name} holds {bad:,} values that are NaN or infinite",
+                    None,
+                    "the file is damaged or its training diverged",
+                )
+            wanted[name].copy_(tensor)
+
+
+def _canonical(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Names as ours: the prefix restored, mask buffers dropped, a tied head checked and dropped."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_IGNORED) and ".attn." in f".{name}" and not name.endswith(("c_attn.bias", "c_proj.bias")):
+            continue
+        full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        found[full] = tensor
+    head = found.pop("lm_head.weight", None)
+    tied = found.get("transformer.wte.weight")
+    if head is not None and tied is not None and not torch.equal(head, tied):
+        raise InputError(
+            where,
+            "lm_head.weight differs from wte.weight: the head is not tied",
+            None,
+            "FineTwo trains GPT-2's tied head only",
+        )
+    return found

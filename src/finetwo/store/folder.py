@@ -1,0 +1,197 @@
+"""Model folders of Hugging Face's layout: reading and writing networks, tokenizers and FineTwo's own extras.
+
+It knows names and files, and nothing of training or of the hub. Its one invariant: what `save_model` wrote,
+`load_model` reads back to the same tensors, and loading takes every tensor of a checkpoint or refuses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetwo.core.errors import InputError
+from finetwo.core.files import read_json, write_json
+from finetwo.model.config import GPT2Config
+from finetwo.model.network import Network
+from finetwo.store.tensors import read_header, read_tensors, write_tensors
+from finetwo.text.template import Template
+from finetwo.text.tokenizer import Tokenizer
+
+EXTRAS = "finetwo.json"
+_LEGACY = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt.index", "tf_model.h5", "flax_model.msgpack")
+
+
+@dataclass
+class Extras:
+    """What a model folder carries beyond Hugging Face's files."""
+
+    task: str | None = None
+    template: Template | None = None
+    base: str | None = None
+    """For an adapter: the name its base was loaded by."""
+    base_sha256: str | None = None
+    """For an adapter: the content hash of its base's weights."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON content."""
+        return {
+            "format": 1,
+            "task": self.task,
+            "template": self.template.to_dict() if self.template else None,
+            "base": self.base,
+            "base_sha256": self.base_sha256,
+            "notes": self.notes,
+        }
+
+
+def read_extras(folder: Path) -> Extras:
+    """Read `finetwo.json`; an empty `Extras` when the folder comes from elsewhere; InputError when it is damaged."""
+    path = folder / EXTRAS
+    if not path.is_file():
+        return Extras()
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != 1:
+        got = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(
+            str(path), "format must be 1", got, "update FineTwo, or take the file from the model's own folder"
+        )
+    for key in ("task", "base", "base_sha256"):
+        if not isinstance(content.get(key), str | None):
+            raise InputError(str(path), f"{key} must be text or null", content[key])
+    template = content.get("template")
+    notes = content.get("notes")
+    return Extras(
+        content.get("task"),
+        None if template is None else Template.from_dict(template, str(path)),
+        content.get("base"),
+        content.get("base_sha256"),
+        notes if isinstance(notes, dict) else {},
+    )
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """Read `config.json`; InputError names what is missing, wrong or not supported."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(
+            str(folder),
+            "no model here: config.json is missing",
+            None,
+            "needed: config.json, model.safetensors and the tokenizer files",
+        )
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(str(path), "must hold an object", type(content).__name__)
+    return GPT2Config.from_dict(content, str(path))
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weight files of a folder, their index checked."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        for name in _LEGACY:
+            if (folder / name).is_file():
+                fix = "convert it once with transformers: GPT2LMHeadModel.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)"
+                raise InputError(
+                    str(folder / name), "a legacy weight file can run code when opened and is refused", None, fix
+                )
+        raise InputError(
+            str(folder),
+            "no weights here: neither model.safetensors nor model.safetensors.index.json",
+            None,
+            "copy the weight file beside config.json",
+        )
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise InputError(str(index), "weight_map must map tensor names to file names", type(names).__name__)
+    files = sorted(set(names.values()))
+    for name in files:
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise InputError(str(index), "a shard must be a plain file name in the same folder", name)
+        if not (folder / name).is_file():
+            raise InputError(
+                str(index),
+                f"the shard {name} is missing ({len(files)} are listed)",
+                None,
+                "copy every shard into the folder",
+            )
+    for name in files:
+        held = set(read_header(folder / name).entries)
+        listed = {t for t, f in names.items() if f == name}
+        if held != listed:
+            wrong = sorted(held ^ listed)
+            raise InputError(
+                str(folder / name),
+                f"holds other tensors than the index says: {', '.join(wrong[:3])}",
+                f"{len(wrong)} differ",
+            )
+    return [folder / name for name in files]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read every tensor of a folder's weight files, sharded or not."""
+    found: dict[str, Tensor] = {}
+    for path in _shards(folder):
+        found.update(read_tensors(path))
+    return found
+
+
+def load_network(folder: Path) -> Network:
+    """Build the network of a Hugging Face folder and fill it strictly, in float32."""
+    config = read_config(folder)
+    weights = read_weights(folder)
+    network = Network(config)
+    network.load_state(weights, str(folder))
+    return network.eval()
+
+
+def load_tokenizer(folder: Path, config: GPT2Config) -> Tokenizer:
+    """Read the folder's tokenizer and hold it against the network; InputError when it has ids the network lacks."""
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            str(folder),
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, the network {config.vocab_size:,}",
+            None,
+            "take both from one place",
+        )
+    return tokenizer
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over sorted (name, shape, float32 bytes), as hex: equal weights give equal digests in any file layout."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def save_model(
+    folder: Path, network: Network, tokenizer: Tokenizer, extras: Extras, dtype: torch.dtype | None = None
+) -> None:
+    """Write the base weights as a Hugging Face folder that `transformers` loads; `dtype` casts floating-point tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {n: t.detach().to("cpu", dtype or t.dtype) for n, t in network.state().items()}
+    kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    config = network.config.to_dict() | {
+        "torch_dtype": kind,
+        "eos_token_id": tokenizer.eot,
+        "bos_token_id": tokenizer.eot,
+    }
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot})
+    tokenizer.save(folder)
+    write_json(folder / EXTRAS, extras.to_dict())
+    write_tensors(folder / "model.safetensors", state, {"format": "pt"})

@@ -1,0 +1,117 @@
+"""Loss over a whole set: sum of losses over sum of tokens, for all tokens and for the learned ones.
+
+It knows no run folder and no optimizer. Its one invariant: the figures do not depend on batch size or packing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetwo.data.batch import Batch, layout
+from finetwo.data.loader import Sequences
+from finetwo.data.sequences import IGNORE, Sequence
+from finetwo.model.attend import Attend, Causal, Packed
+from finetwo.model.loss import token_losses
+from finetwo.model.network import Network
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean losses in nats per token over a set, and how much they were taken over."""
+
+    loss: float
+    """Over the tokens that carry loss in training (the answer and its end; for plain text every token)."""
+    loss_all: float
+    """Over all tokens, the prompt's included."""
+    tokens: int
+    tokens_all: int
+    bits_per_byte: float
+    """Over all tokens, per byte of their text (end-of-text has a loss but no bytes)."""
+    records: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(min(self.loss, 700.0))
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON content."""
+        return asdict(self)
+
+
+def attend_for(batch: Batch, positions: torch.Tensor) -> Attend:
+    """The attention that a batch's layout needs."""
+    return Packed(positions) if batch.packed else Causal()
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return tokens, positions and targets as tensors on `device`."""
+    tokens, positions, targets = (
+        torch.from_numpy(a).to(device) for a in (batch.tokens, batch.positions, batch.targets)
+    )
+    return tokens, positions, targets
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Mixed precision when asked for: float32 weights, bfloat16 matrix products."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _all_targets(sequence: Sequence) -> NDArray[np.int32]:
+    """Every next token as a target; what follows the last token is known only if it is learned."""
+    return np.append(sequence.tokens[1:], sequence.targets[-1]).astype(np.int32)
+
+
+@torch.no_grad()
+def evaluate(
+    network: Network,
+    data: Sequences,
+    batch_size: int,
+    *,
+    byte_lengths: NDArray[np.int64],
+    precision: str = "float32",
+    packing: bool | None = None,
+    limit: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Return the losses over `data` (its first `limit` sequences); None when `stopping()` became true.
+
+    byte_lengths (V,) gives the bytes of each token's text, 0 for end-of-text.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    count = len(data) if limit is None else min(limit, len(data))
+    learned = every = 0.0
+    n_learned = n_every = n_bytes = 0
+    try:
+        for i in range(0, count, batch_size):
+            if stopping():
+                return None
+            chosen = [data.get(j, 0) for j in range(i, min(i + batch_size, count))]
+            batch = layout([Sequence(s.tokens, _all_targets(s)) for s in chosen], packing)
+            tokens, positions, targets = to_device(batch, device)
+            mask = layout(chosen, packing).targets.reshape(-1) != IGNORE
+            real = batch.targets.reshape(-1) != IGNORE
+            with autocast(precision, device):
+                hidden = network.hidden(tokens, positions, attend_for(batch, positions))
+                keep = torch.from_numpy(real).to(device)
+                flat = targets.reshape(-1)[keep]
+                losses = token_losses(hidden.reshape(-1, hidden.shape[-1])[keep], flat, network.head_weight)
+            array = losses.double().cpu().numpy()
+            every += float(array.sum())
+            learned += float(array[mask[real]].sum())
+            n_every += int(real.sum())
+            n_learned += int(mask.sum())
+            n_bytes += int(byte_lengths[batch.targets.reshape(-1)[real]].sum())
+    finally:
+        network.train(was_training)
+    bits = every / math.log(2) / n_bytes if n_bytes else math.nan
+    return Evaluation(learned / max(1, n_learned), every / max(1, n_every), n_learned, n_every, bits, count)

@@ -1,0 +1,289 @@
+"""The one training loop: steps, evaluations, samples, checkpoints, and a clean stop.
+
+It knows tensors, batches and the run folder, and neither tasks nor files of data. Invariants: the loss of a step
+is one sum over one global count of targets, and a run that was stopped and resumed ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetwo.core.config import TrainConfig, parse_every
+from finetwo.core.errors import InputError, NumericError, Stopped
+from finetwo.core.files import fsync_dir
+from finetwo.data.batch import Batch
+from finetwo.data.loader import Loader
+from finetwo.model.network import Network
+from finetwo.store.checkpoint import Checkpoint, write_checkpoint
+from finetwo.store.run import RunFolder
+from finetwo.train import rng
+from finetwo.train.evaluate import Evaluation, attend_for, autocast, to_device
+from finetwo.train.listeners import Listeners
+from finetwo.train.optimizer import Optimizer, trainable
+from finetwo.train.schedule import factor, warmup_steps
+from finetwo.train.signals import Signals
+
+
+@dataclass
+class Job:
+    """Everything one run of the loop needs; `config` is resolved (nothing left to detect)."""
+
+    config: TrainConfig
+    network: Network
+    loader: Loader
+    lr: float
+    total_steps: int
+    evaluate: Callable[[Callable[[], bool]], Evaluation | None] | None
+    sample: Callable[[], list[Mapping[str, Any]]] | None
+    save: Callable[[Path], None]
+    """Writes the model folder for `best/` and `final/`."""
+    fingerprint: dict[str, Any]
+    """Hashes and settings that a resumed run must share."""
+    where_of: Callable[[int], str]
+    """Names the record behind a sequence's number, for error messages."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    learned: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    waited: int = 0
+    first: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+
+
+@dataclass
+class Outcome:
+    """How the loop ended."""
+
+    steps: int
+    first: dict[str, Any] | None
+    best: dict[str, Any] | None
+    last: dict[str, Any] | None
+    train_loss: float
+    tokens: int
+    seconds: float
+    stopped_early: bool
+    peak: dict[str, float] = field(default_factory=dict)
+
+
+class Training:
+    """One run: `run()` goes from the given checkpoint (or the start) to the end."""
+
+    def __init__(self, job: Job, run: RunFolder, listeners: Listeners) -> None:
+        self.job, self.folder, self.listeners = job, run, listeners
+        self.config = job.config
+        self.device = next(job.network.parameters()).device
+        self.optimizer = Optimizer(job.network, job.config, job.lr)
+        self.parameters = list(trainable(job.network).values())
+        self.warm = warmup_steps(job.config.warmup, job.total_steps)
+        self.progress = Progress()
+        self.last_loss = math.nan
+
+    # --- cadence -------------------------------------------------------------------------------------------------
+
+    def _due(self, name: str, step: int) -> bool:
+        value, unit = parse_every(f"--{name}", getattr(self.config, name))
+        if value == 0:
+            return False
+        every = max(1, round(value * self.job.loader.steps_per_epoch)) if unit == "epochs" else int(value)
+        return step % every == 0
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self, checkpoint: Checkpoint | None) -> Outcome:
+        """Train to the end; raise Stopped after a signal (state saved), NumericError before bad numbers are applied."""
+        network, job = self.job.network, self.job
+        network.train()
+        network.transformer.dropout = self.config.dropout
+        early = False
+        with Signals() as signals:
+            if checkpoint is not None:
+                self.restore(checkpoint)
+            else:
+                self._evaluate(signals)
+                self._sample(force=True)
+            self._leave_if_asked(signals)
+            stream = job.loader.stream(self.progress.step, job.total_steps, self.config.workers)
+            started = time.monotonic() - self.progress.seconds
+            for batches in stream:
+                self._step(batches)
+                self.progress.seconds = time.monotonic() - started
+                step, end = self.progress.step, self.progress.step == job.total_steps
+                if end or self._due("eval_every", step):
+                    early = self._evaluate(signals)
+                if end or self._due("sample_every", step):
+                    self._sample()
+                self.progress.seconds = time.monotonic() - started
+                if end or early or self._due("save_every", step):
+                    self.checkpoint()
+                self._leave_if_asked(signals)
+                if early:
+                    break
+            stream.close()
+        self._write_folder(self.folder.final)
+        p = self.progress
+        return Outcome(p.step, p.first, p.best, p.last, self.last_loss, p.tokens, p.seconds, early)
+
+    def _step(self, batches: Sequence[Batch]) -> None:
+        """One update over all micro-batches, their losses divided by the count of targets in all of them."""
+        started, step = time.monotonic(), self.progress.step
+        count = sum(b.learned for b in batches)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for batch in batches:
+            tokens, positions, targets = to_device(batch, self.device)
+            with autocast(self.config.precision, self.device):
+                loss, _ = self.job.network.loss(tokens, positions, targets, attend_for(batch, positions))
+            (loss / count).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        loss_value = float(total) / count
+        limit = self.config.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        rate = factor(self.config.schedule, step, self.job.total_steps, self.warm)
+        if not (math.isfinite(loss_value) and math.isfinite(norm)):
+            self._refuse_numbers(step, loss_value, norm, rate)
+        self.optimizer.step(rate)
+        p = self.progress
+        p.step, p.tokens, p.learned = step + 1, p.tokens + sum(b.real for b in batches), p.learned + count
+        self.last_loss = loss_value
+        speed = sum(b.real for b in batches) / max(1e-9, time.monotonic() - started)
+        record = {
+            "event": "step",
+            "step": p.step,
+            "epoch": round(p.step / self.job.loader.steps_per_epoch, 4),
+            "loss": loss_value,
+        }
+        record |= {
+            "lr": self.job.lr * rate,
+            "grad_norm": norm,
+            "tokens": p.tokens,
+            "learned": count,
+            "tokens_per_second": round(speed, 1),
+        }
+        self.folder.append_metrics(record)
+        self.listeners.tell(**record, total_steps=self.job.total_steps)
+
+    def _refuse_numbers(self, step: int, loss: float, norm: float, rate: float) -> None:
+        self.optimizer.zero_grad()
+        records = [self.job.where_of(i) for i in self.job.loader.indices(step)]
+        shown = ", ".join(records[:3]) + (f" and {len(records) - 3} more" if len(records) > 3 else "")
+        what = f"step {step + 1}: loss {loss:g}, gradient norm {norm:g} at learning rate {self.job.lr * rate:g} on {shown}; the weights were not changed"
+        raise NumericError(
+            "train", what, None, "lower --lr, set --clip 1, or look at these records; the last checkpoint is good"
+        )
+
+    # --- evaluation, samples -------------------------------------------------------------------------------------
+
+    def _evaluate(self, signals: Signals) -> bool:
+        """Evaluate and keep the best; return whether to stop early."""
+        if self.job.evaluate is None:
+            return False
+        result = self.job.evaluate(lambda: signals.received is not None)
+        if result is None:
+            return False
+        p = self.progress
+        record = {"event": "evaluation", "step": p.step, **result.to_dict()}
+        if not math.isfinite(result.loss):
+            what = f"step {p.step}: the validation loss is {result.loss:g}"
+            raise NumericError("train", what, None, "lower --lr; the last checkpoint is good")
+        p.first = p.first or record
+        p.last = record
+        better = p.best is None or result.loss < p.best["loss"]
+        p.waited = 0 if better else p.waited + 1
+        if better:
+            p.best = record
+            if p.step > 0:
+                self._write_folder(self.folder.best)
+        self.folder.append_metrics(record)
+        self.listeners.tell(**record, best=better)
+        return bool(self.config.patience) and p.waited >= self.config.patience
+
+    def _sample(self, force: bool = False) -> None:
+        if self.job.sample is None or (self.progress.step == 0 and not force):
+            return
+        for answer in self.job.sample():
+            record = {"event": "sample", "step": self.progress.step, **answer}
+            self.folder.append_metrics(record)
+            self.listeners.tell(**record)
+
+    def _write_folder(self, target: Path) -> None:
+        """Write a model folder beside `target`, then swap it in; the old one is kept until the new one is whole."""
+        new, old = target.with_name(f".tmp-{target.name}"), target.with_name(f".tmp-old-{target.name}")
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self.job.save(new)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        fsync_dir(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: the weights that learn, and the optimizer's state."""
+        weights = {n: p.detach() for n, p in trainable(self.job.network).items()}
+        return {"weights": weights, "optimizer": self.optimizer.tensors()}
+
+    def checkpoint(self) -> Path:
+        """Write a checkpoint of this moment."""
+        state = {
+            "progress": vars(self.progress),
+            "rng": rng.capture(),
+            "fingerprint": self.job.fingerprint,
+            "loss": self.last_loss,
+        }
+        path = write_checkpoint(self.folder.path, self.progress.step, self.tensors(), _finite(state), self.config.keep)
+        self.listeners.tell(event="checkpoint", step=self.progress.step, path=str(path))
+        return path
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back a checkpoint; InputError when its weights are not those that learn here."""
+        weights, named = checkpoint.tensors("weights"), trainable(self.job.network)
+        if set(weights) != set(named) or any(weights[n].shape != p.shape for n, p in named.items()):
+            raise InputError(
+                str(checkpoint.path),
+                "its weights are not those that are trained here",
+                f"{len(weights)} tensors, {len(named)} wanted",
+                "resume with the settings of the first start",
+            )
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(weights[name])
+        self.optimizer.load_tensors(checkpoint.tensors("optimizer"), str(checkpoint.path))
+        self.progress = Progress(**checkpoint.state["progress"])
+        loss = checkpoint.state.get("loss")
+        self.last_loss = math.nan if loss is None else loss
+        rng.restore(checkpoint.state["rng"])
+        self.folder.trim_metrics(self.progress.step)
+
+    def _leave_if_asked(self, signals: Signals) -> None:
+        if signals.received is None:
+            return
+        if self.progress.step == 0:
+            self.folder.trim_metrics(-1)
+            raise Stopped(signals.received, "stopped before the first step; nothing to keep")
+        self.checkpoint()
+        what = f"stopped after step {self.progress.step} of {self.job.total_steps}; the state is saved in {self.folder.path}"
+        raise Stopped(signals.received, what, "run the same command again to go on")
+
+
+def _finite(value: Any) -> Any:
+    """NaN (a loss not yet known) as None, for strict JSON."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM as a wish to stop that the loop grants between steps; a second one ends at once.
+
+It knows nothing of training. Its one invariant: the handlers that were there before are back afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Signals:
+    """While active, `received` is the number of the signal that asked to stop, or None."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            sys.stderr.write("\nstopped at once; the last checkpoint is good\n")
+            sys.stderr.flush()
+            os._exit(128 + number)
+        self.received = number
+        sys.stderr.write("\nstopping after this step and saving; once more to stop at once\n")
+        sys.stderr.flush()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
