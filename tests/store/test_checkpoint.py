@@ -477,7 +477,7 @@ def test_all_is_on_the_disk_before_it_is_named_and_named_before_old_ones_go(
         return rename(self, target)
 
     monkeypatch.setattr(
-        core_files, "_sync", lambda handle: seen.append(f"sync {os.readlink(f'/proc/self/fd/{handle}')}")
+        core_files, "_sync", lambda handle: seen.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink()}")
     )
     monkeypatch.setattr(Path, "rename", told_rename)
     monkeypatch.setattr(module, "_remove", lambda folder: (seen.append(f"remove {folder.name}"), remove(folder)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetwo.core.errors import InputError
-from finetwo.core.files import read_json, write_json
+from finetwo.core.files import faults, read_json, replacing, write_json
 from finetwo.data.sequences import Sequence
 from finetwo.text.tokenizer import Tokenizer
 
@@ -38,31 +38,36 @@ class CorpusInfo:
     sha256: str
 
 
-def paragraphs(text: str, target: int = 1 << 16) -> Iterator[str]:
-    """Cut a long text into pieces of about `target` characters at blank lines; joined they are the text again.
+# Before a line break or a single blank that a letter or digit follows, GPT-2's cut before merging always cuts.
+_CUT = re.compile(r"(?:\n|(?<=\S) )(?=[^\W_])")
 
-    GPT-2's cut before merging ends at a line break that is followed by a letter, so tokens are the same as of the whole.
+
+def paragraphs(text: str, target: int = 1 << 16) -> Iterator[str]:
+    """Cut a long text into pieces of `target` characters and a little more; joined they are the text again.
+
+    GPT-2's tokens of the pieces are those of the whole, so a text without any place to cut stays whole.
     """
     start = 0
     while start < len(text):
-        end = start + target
-        if end < len(text):
-            cut = text.rfind("\n", start, end)
-            while cut > start and not text[cut + 1].isalnum():
-                cut = text.rfind("\n", start, cut)
-            end = cut if cut > start else end
+        match = _CUT.search(text, start + target)
+        end = match.start() if match else len(text)
         yield text[start:end]
         start = end
 
 
+def _whole(text: str) -> Iterator[str]:
+    yield text
+
+
 def build_corpus(folder: Path, key: str, documents: Iterable[str], tokenizer: Tokenizer) -> CorpusInfo:
     """Write `tokens.bin` and `corpus.json` into `folder`: end-of-text before, between and after the documents."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    cut = paragraphs if tokenizer.vocabulary.pre_tokenizer is None else _whole
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     digest = hashlib.sha256()
     count = total = text_bytes = 0
-    temporary = folder / f".tokens-{os.getpid()}.tmp"
-    with temporary.open("wb") as out:
+    with replacing(folder / "tokens.bin") as out:
 
         def put(ids: list[int]) -> int:
             raw = np.asarray(ids, dtype=dtype).tobytes()
@@ -73,14 +78,11 @@ def build_corpus(folder: Path, key: str, documents: Iterable[str], tokenizer: To
         total += put([tokenizer.eot])
         for text in documents:
             count += 1
-            for piece in paragraphs(text):
-                text_bytes += len(piece.encode("utf-8"))
+            for piece in cut(text):
                 total += put(tokenizer.encode(piece))
+                text_bytes += len(piece.encode("utf-8"))
             total += put([tokenizer.eot])
-        out.flush()
-        os.fsync(out.fileno())
     info = CorpusInfo(_VERSION, key, dtype.str, count, total, text_bytes, digest.hexdigest())
-    temporary.replace(folder / "tokens.bin")
     write_json(folder / "corpus.json", asdict(info))
     return info
 
@@ -100,12 +102,12 @@ class Corpus:
         content = read_json(path)
         try:
             info = CorpusInfo(**content)
-        except TypeError:
+            expected = int(info.tokens) * np.dtype(info.dtype).itemsize
+        except (TypeError, ValueError):
             return None
         if info.version != _VERSION or (key is not None and info.key != key):
             return None
         binary = folder / "tokens.bin"
-        expected = info.tokens * np.dtype(info.dtype).itemsize
         if not binary.is_file() or binary.stat().st_size != expected:
             got = binary.stat().st_size if binary.is_file() else "no file"
             raise InputError(

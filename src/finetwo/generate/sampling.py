@@ -21,7 +21,7 @@ _INF = float("inf")
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Divide positive and multiply negative logits of `seen` tokens (R, V) bool by `penalty` (R,); CTRL, Keskar 2019."""
+    """Divide positive, multiply negative logits of `seen` tokens (R, V) bool by `penalty` (R,) (CTRL, Keskar 2019)."""
     by = penalty[:, None]
     return torch.where(seen, torch.where(logits < 0, logits * by, logits / by), logits)
 

@@ -14,6 +14,7 @@ from finetwo.core.errors import InputError
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "gelu_pytorch_tanh")
 _LIMITS = {"vocab_size": 1_000_000, "n_positions": 1_048_576, "n_embd": 65_536, "n_layer": 1_024, "n_head": 1_024}
+_POST_NORM = "gpt2-post-norm"  # of our own, so that transformers does not run such a model as the pre-norm one
 # Keys that change the arithmetic, with the only value implemented here.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
@@ -62,7 +63,7 @@ class GPT2Config:
     def from_dict(cls, content: Mapping[str, Any], where: str = "config.json") -> GPT2Config:
         """Read the keys of a Hugging Face `config.json`; InputError names the key that is missing, wrong or unsupported."""
         kind = content.get("model_type", "gpt2")
-        if kind != "gpt2":
+        if kind not in ("gpt2", _POST_NORM):
             raise InputError(
                 where, "model_type is not of the GPT-2 architecture", kind, "FineTwo loads model_type gpt2"
             )
@@ -76,9 +77,15 @@ class GPT2Config:
                 raise InputError(
                     where, f"the key {key} is missing", None, "take config.json from the model's own repository"
                 )
-        values.setdefault("eos_token_id", values["vocab_size"] - 1)
+        old = content.get("n_ctx")
+        if old is not None and (isinstance(old, bool) or not isinstance(old, int)):
+            raise InputError(where, "n_ctx must be an integer", old, "leave n_ctx out: n_positions says the same")
+        if isinstance(values["vocab_size"], int):
+            values.setdefault("eos_token_id", values["vocab_size"] - 1)
         config = cls(**values)
         config.check(where)
+        if config.post_norm != (kind == _POST_NORM):
+            raise InputError(where, f"post_norm = {config.post_norm} does not go with model_type", kind)
         return config
 
     def check(self, where: str = "config") -> None:
@@ -87,8 +94,9 @@ class GPT2Config:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
                 raise InputError(where, f"{key} must be an integer from 1 to {limit:,}", value)
-        if self.n_inner is not None and (not isinstance(self.n_inner, int) or not 1 <= self.n_inner <= 1_048_576):
-            raise InputError(where, "n_inner must be an integer from 1 to 1,048,576", self.n_inner)
+        inner = self.n_inner
+        if inner is not None and (isinstance(inner, bool) or not isinstance(inner, int) or not 1 <= inner <= 1_048_576):
+            raise InputError(where, "n_inner must be an integer from 1 to 1,048,576", inner)
         if self.n_embd % self.n_head:
             raise InputError(where, f"n_head must divide n_embd = {self.n_embd}", self.n_head)
         if self.activation_function not in ACTIVATIONS:
@@ -120,7 +128,7 @@ class GPT2Config:
         return {
             **content,
             "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
+            "model_type": _POST_NORM if self.post_norm else "gpt2",
             "bos_token_id": self.eos_token_id,
             "n_ctx": self.n_positions,
             "tie_word_embeddings": True,

@@ -81,7 +81,16 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        """Copy weights in, name by name and shape by shape; InputError names what is missing, left over or misshapen."""
+        """Copy weights in; InputError as `fitting`."""
+        wanted = dict(self.named_parameters())
+        for name, tensor in self.fitting(tensors, where).items():
+            wanted[name].copy_(tensor)
+
+    def fitting(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """Return `tensors` by the names of this network, all of them and no others.
+
+        InputError names what is missing, left over, misshapen, no floating-point number, or not finite.
+        """
         wanted = dict(self.named_parameters())
         given = _canonical(tensors, where)
         missing = [n for n in wanted if n not in given and ".adapter." not in n]
@@ -116,7 +125,7 @@ class Network(nn.Module):
                     None,
                     "the file is damaged or its training diverged",
                 )
-            wanted[name].copy_(tensor)
+        return given
 
 
 def _canonical(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -126,6 +135,8 @@ def _canonical(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         if name.endswith(_IGNORED) and ".attn." in f".{name}" and not name.endswith(("c_attn.bias", "c_proj.bias")):
             continue
         full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        if full in found:
+            raise InputError(where, f"tensor {full} stands twice, with and without its prefix", name)
         found[full] = tensor
     head = found.pop("lm_head.weight", None)
     tied = found.get("transformer.wte.weight")

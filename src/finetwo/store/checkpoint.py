@@ -281,7 +281,7 @@ def _purge(run: Path, written: int, keep: int, protect: Collection[int]) -> None
     """Remove all but the newest `keep` up to the step just written and verified, and the protected ones."""
     paths = list_checkpoints(run)
     steps = sorted({step_of(path) for path in paths if step_of(path) <= written}, reverse=True)
-    stay = {written, *steps[:keep], *protect}
+    stay = {*steps[:keep], *protect}
     for path in paths:
         step, spare = step_of(path), path.name.endswith(".old")
         if step not in stay or (spare and (step == written or _valid(run / f"checkpoint-{step}"))):

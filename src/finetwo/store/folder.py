@@ -150,8 +150,10 @@ def load_network(folder: Path) -> Network:
     """Build the network of a Hugging Face folder and fill it strictly, in float32."""
     config = read_config(folder)
     weights = read_weights(folder)
-    network = Network(config)
-    network.load_state(weights, str(folder))
+    with torch.device("meta"):  # no memory is asked for before the weights are known to have the config's shapes
+        network = Network(config)
+    fitting = network.fitting(weights, str(folder))
+    network.load_state_dict({n: t.float() for n, t in fitting.items()}, assign=True)
     return network.eval()
 
 

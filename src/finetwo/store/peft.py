@@ -19,7 +19,7 @@ from finetwo.core.files import read_json, write_json
 from finetwo.model.lora import LoraAdapter, find_targets, linears
 from finetwo.model.network import Network
 from finetwo.store.folder import EXTRAS, Extras
-from finetwo.store.tensors import read_tensors, write_tensors
+from finetwo.store.tensors import read_header, read_tensors, write_tensors
 from finetwo.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,6 +38,13 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "megatron_config": (None,),
     "auto_mapping": (None,),
     "alora_invocation_tokens": (None, []),
+    "target_parameters": (None, []),
+    "use_bdlora": (None, False),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "kasa_config": (None,),
+    "arrow_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),  # the others change the base's weights
 }
 
 
@@ -100,10 +107,20 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise InputError(str(path), "r must be an integer from 1 to 1024", rank)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6 or math.isnan(alpha):
         raise InputError(str(path), "lora_alpha must be a number above 0", alpha)
+    drop = content.get("lora_dropout", 0)
+    if isinstance(drop, bool) or not isinstance(drop, int | float | None) or not 0 <= (drop or 0) < 1:
+        raise InputError(str(path), "lora_dropout must be a number >= 0 and < 1", drop)
+    if not isinstance(content.get("use_rslora"), bool | None):
+        raise InputError(str(path), "use_rslora must be true or false", content["use_rslora"])
     base = content.get("base_model_name_or_path")
     if not isinstance(base, str | None):
         raise InputError(str(path), "base_model_name_or_path must be text", base)
     return content
+
+
+def saved_parameters(folder: Path) -> int:
+    """Number of parameters in an adapter's weight file, told by its header."""
+    return sum(math.prod(e.shape) for e in read_header(folder / WEIGHTS).entries.values())
 
 
 def _by_module(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -175,6 +192,10 @@ def _check_shapes(path: Path, module: str, parts: dict[str, Tensor], rank: int, 
                 f"{module}.{kind} must have shape {list(shape)}",
                 list(parts[kind].shape),
                 "give the adapter's own base with --base",
+            )
+        if not parts[kind].is_floating_point():
+            raise InputError(
+                str(path), f"{module}.{kind} must hold floating-point numbers", str(parts[kind].dtype).split(".")[1]
             )
         if not torch.isfinite(parts[kind]).all():
             raise InputError(

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -133,6 +133,20 @@ class RunFolder:
         with suppress(FileNotFoundError), self.metrics.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 yield parse_json(line, f"{self.metrics}:{number}")
+
+    def set_aside(self, say: Callable[[str], None]) -> None:
+        """Move an earlier run's files into `previous-<n>/` inside the folder, so that a new start loses nothing."""
+        names = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, MARKER) and not p.name.startswith("previous-"))
+        if not any(n.startswith(("checkpoint-", "metrics")) or n in ("final", "best") for n in names):
+            return
+        number = 1 + sum(p.name.startswith("previous-") for p in self.path.iterdir())
+        target = self.path / f"previous-{number}"
+        with faults(target):
+            target.mkdir()
+            for name in names:
+                (self.path / name).rename(target / name)
+            fsync_dir(self.path)
+        say(f"the earlier run was moved to {target}")
 
     def close(self) -> None:
         """Give the lock back; a folder new with this run in which no step left anything is removed again."""

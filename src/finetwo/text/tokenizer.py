@@ -129,7 +129,11 @@ def reference_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
     from tokenizers import Tokenizer as Reference
 
     spec = tokenizer_json(vocabulary) | {"added_tokens": [], "post_processor": None}
-    reference = Reference.from_str(json.dumps(spec))
+    try:
+        reference = Reference.from_str(json.dumps(spec))
+    except Exception as e:
+        fix = "take the file from the model's own repository"
+        raise InputError("tokenizer.json", f"the tokenizers library refuses it: {e}", None, fix) from None
 
     def encode(text: str) -> list[int]:
         text.encode("utf-8")  # the library would panic on a lone surrogate
@@ -174,12 +178,10 @@ def _fast_encoder(vocabulary: Vocabulary, fallback: Callable[[str], list[int]]) 
     def encode(text: str) -> list[int]:
         try:
             return core.encode_ordinary(text)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except (ValueError, BaseException) as e:
-            if isinstance(e, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            return fallback(text)  # the regex engine gives up on very long runs of blanks
+        except BaseException:  # the regex engine gave up on a very long run; a Rust panic is no Exception
+            return fallback(text)
 
     return encode
 

@@ -154,10 +154,10 @@ def _from_tokenizer_json(path: Path) -> Vocabulary:
         raise _fail(
             path,
             "a normalizer changes the text and is not supported",
-            spec["normalizer"].get("type"),
+            _kind(spec["normalizer"]),
             "use a byte-level BPE tokenizer without one",
         )
-    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "ignore_merges"):
         if model.get(name):
             raise _fail(path, f"model.{name} is not supported", model[name], "use a byte-level BPE tokenizer")
     pre = spec.get("pre_tokenizer")
@@ -165,23 +165,44 @@ def _from_tokenizer_json(path: Path) -> Vocabulary:
         raise _fail(
             path,
             "pre_tokenizer must be byte-level",
-            None if pre is None else pre.get("type"),
+            _kind(pre),
             "use a byte-level BPE tokenizer",
         )
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise _fail(path, "model.vocab must be an object and model.merges a list")
     ids: dict[str, int] = dict(model["vocab"])
     merges = [_merge_pair(path, i, m) for i, m in enumerate(model["merges"])]
-    added: dict[str, int] = {}
-    for entry in spec.get("added_tokens") or []:
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            raise _fail(path, "added_tokens must list objects with content and id", entry)
-        added[entry["content"]] = entry["id"]
+    added = _added_tokens(path, spec.get("added_tokens") or [])
     for token in added:
         if ids.get(token, added[token]) != added[token]:
             raise _fail(path, f"token {token!r} has id {ids[token]} in model.vocab and {added[token]} in added_tokens")
         ids.pop(token, None)
     return Vocabulary(ids, merges, added, -1, None if _plain_gpt2(pre) else pre)
+
+
+def _added_tokens(path: Path, entries: Any) -> dict[str, int]:
+    added: dict[str, int] = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or "id" not in entry:
+            raise _fail(path, "added_tokens must list objects with content and id", entry)
+        if added.setdefault(entry["content"], entry["id"]) != entry["id"]:
+            raise _fail(path, f"added token {entry['content']!r} has two ids", entry["id"])
+    return added
+
+
+def _kind(part: Any) -> Any:
+    """The type that a part of a tokenizer.json names, else the part itself: for error messages."""
+    return part.get("type") if isinstance(part, dict) else part
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The object in the JSON file `path`; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise _fail(path, "must hold an object", type(content).__name__)
+    return content
 
 
 def _find_eot(folder: Path, vocabulary: Vocabulary) -> int:
@@ -190,15 +211,13 @@ def _find_eot(folder: Path, vocabulary: Vocabulary) -> int:
     if END_OF_TEXT in tokens:
         return tokens[END_OF_TEXT]
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            eos = _json(folder / name).get("eos_token")
-            eos = eos.get("content") if isinstance(eos, dict) else eos
-            if isinstance(eos, str) and eos in tokens:
-                return tokens[eos]
-    if (folder / "config.json").is_file():
-        eos_id = _json(folder / "config.json").get("eos_token_id")
-        if isinstance(eos_id, int) and 0 <= eos_id < vocabulary.size:
-            return eos_id
+        eos = _settings(folder / name).get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        if isinstance(eos, str) and eos in tokens:
+            return tokens[eos]
+    eos_id = _settings(folder / "config.json").get("eos_token_id")
+    if isinstance(eos_id, int) and 0 <= eos_id < vocabulary.size:
+        return eos_id
     raise InputError(
         str(folder),
         f"the tokenizer has no end-of-text token ({END_OF_TEXT})",
@@ -264,8 +283,10 @@ def vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
     """The tokenizer files of a Hugging Face GPT-2 folder, by name."""
     eot = next(t for t, i in (vocabulary.ids | vocabulary.added).items() if i == vocabulary.eot)
     ids = dict(sorted((vocabulary.ids | vocabulary.added).items(), key=lambda item: item[1]))
+    # transformers' GPT2Tokenizer puts GPT-2's own cut in the place of the file's.
+    own = vocabulary.pre_tokenizer is None
     config = {
-        "tokenizer_class": "GPT2Tokenizer",
+        "tokenizer_class": "GPT2Tokenizer" if own else "PreTrainedTokenizerFast",
         "add_prefix_space": False,
         "bos_token": eot,
         "eos_token": eot,

@@ -20,6 +20,7 @@ from finetwo.data.sequences import IGNORE, Sequence
 from finetwo.model.attend import Attend, Causal, Packed
 from finetwo.model.loss import token_losses
 from finetwo.model.network import Network
+from finetwo.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,10 @@ def evaluate(
         network.train(was_training)
     bits = every / math.log(2) / n_bytes if n_bytes else math.nan
     return Evaluation(learned / max(1, n_learned), every / max(1, n_every), n_learned, n_every, bits, count)
+
+
+def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Bytes of each token's text (V,), 0 for end-of-text."""
+    lengths = np.array([len(tokenizer.bytes_of(i)) for i in range(tokenizer.vocab_size)], dtype=np.int64)
+    lengths[tokenizer.eot] = 0
+    return lengths

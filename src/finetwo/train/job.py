@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from finetwo.core.config import SamplingConfig, TrainConfig, to_dict
@@ -37,7 +36,7 @@ from finetwo.store.run import RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
-from finetwo.train.evaluate import evaluate
+from finetwo.train.evaluate import byte_lengths, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Outcome, Training
 from finetwo.train.optimizer import freeze, trainable
@@ -374,13 +373,6 @@ def _evaluator(
         )
 
     return run
-
-
-def byte_lengths(tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Bytes of each token's text (V,), 0 for end-of-text."""
-    lengths = np.array([len(tokenizer.bytes_of(i)) for i in range(tokenizer.vocab_size)], dtype=np.int64)
-    lengths[tokenizer.eot] = 0
-    return lengths
 
 
 def _sampler(config: TrainConfig, model: Model) -> Callable[[], list[Mapping[str, Any]]] | None:

@@ -41,6 +41,11 @@ class Prepared:
     places: list[str] = field(default_factory=list)
     """Where each training sequence came from; empty for a stream."""
 
+    def splits(self) -> dict[str, Sequences]:
+        """The sets that are there, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: data for name, data in named.items() if data is not None}
+
     def where_of(self, index: int) -> str:
         """Name the record behind training sequence `index`."""
         return self.places[index] if self.places else f"chunk {index}"

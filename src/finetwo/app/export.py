@@ -1,0 +1,57 @@
+"""`finetwo export`: a model as a Hugging Face folder, a PEFT adapter, or one merged model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetwo.app.arguments import cut, options_of, parse, show_help
+from finetwo.core.errors import InputError
+
+_PROG = "finetwo export"
+_USAGE = "finetwo export MODEL --out FOLDER [--to hf|adapter|merged] [--dtype float32|bf16|float16]"
+_ABOUT = """Write a model where other tools find it: `hf` is a folder that transformers loads, `adapter` a folder that PEFT
+loads, `merged` a whole model with the adapter added into its weights.
+
+examples:
+  finetwo export runs/data-instruct --out my-model
+  finetwo export runs/data-instruct --to merged --out my-model --dtype bf16
+"""
+
+
+@dataclass
+class ExportArguments:
+    """Options of `finetwo export`."""
+
+    out: str | None = None
+    """Folder to write; it must be new or empty."""
+    to: Literal["auto", "hf", "adapter", "merged"] = "auto"
+    """hf: the whole model; adapter: the adapter alone; merged: the adapter added in; auto: merged for an adapter."""
+    dtype: Literal["float32", "bf16", "float16"] = "float32"
+    """Number format of the written weights (hf and merged)."""
+    base: str | None = None
+    """Where the base of an adapter is."""
+    revision: str | None = None
+    """Revision of a hub model."""
+
+
+def run(words: list[str]) -> int:
+    """Run the verb with the given words; return the exit code."""
+    given = cut(words, options_of(ExportArguments), config_allowed=False)
+    if given.help:
+        show_help(ExportArguments, _PROG, _USAGE, _ABOUT)
+        return 0
+    arguments = parse(ExportArguments, given, _PROG, _ABOUT)
+    if len(given.positional) != 1:
+        raise InputError("export", "one model is needed", " ".join(given.positional), _USAGE)
+    if arguments.out is None:
+        raise InputError("--out", "no folder given", None, _USAGE)
+    from finetwo.app.console import say
+    from finetwo.store.export import export_model
+    from finetwo.store.models import open_model
+
+    opened = open_model(given.positional[0], arguments.base, arguments.revision)
+    for line in export_model(opened, Path(arguments.out), arguments.to, arguments.dtype):
+        say(line)
+    return 0

@@ -1,0 +1,145 @@
+"""`finetwo generate`: answers to prompts from the command line, a file or standard input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetwo.app.arguments import cut, options_of, parse, show_help
+from finetwo.core.config import SamplingConfig
+from finetwo.core.errors import InputError
+
+if TYPE_CHECKING:
+    from finetwo.generate.pipeline import Model, Prompt
+
+_PROG = "finetwo generate"
+_USAGE = 'finetwo generate MODEL ["PROMPT" ...] [--prompts FILE] [--option VALUE ...]'
+_ABOUT = """Answer prompts with a model folder, a run folder, an adapter or a hub name. A prompt is put into the template that
+the model was tuned with; a model without one continues the text as it stands.
+
+examples:
+  finetwo generate runs/data-instruct "What is the capital of France?"
+  finetwo generate tiny "It was a dark night, and" --temperature 0.8 --top_p 0.95 --n 3
+  finetwo generate runs/data-instruct --prompts questions.txt --json > answers.jsonl
+"""
+
+
+@dataclass
+class GenerateArguments:
+    """Options of `finetwo generate`."""
+
+    prompts: str | None = None
+    """File of prompts: text (one a line), JSON, JSONL or CSV records; - reads lines from standard input."""
+    max_new_tokens: int = 128
+    """Stop after this many new tokens."""
+    temperature: list[float] = field(default_factory=lambda: [0.0])
+    """0 is greedy; higher is more random; several may be given: 0,0.7,1."""
+    top_k: int = 0
+    """Keep only the k most likely tokens (0: all)."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens already seen less likely."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end an answer (comma-separated, or given again)."""
+    n: int = 1
+    """Answers per prompt."""
+    seed: int = 0
+    """Seed of the sampling."""
+    base: str | None = None
+    """Where the base of an adapter is."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    raw: bool = False
+    """Leave the model's template out."""
+    json: bool = False
+    """One JSON object per prompt: prompt, texts, finish_reasons."""
+
+
+def run(words: list[str]) -> int:
+    """Run the verb with the given words; return the exit code."""
+    given = cut(words, options_of(GenerateArguments), config_allowed=False)
+    if given.help:
+        show_help(GenerateArguments, _PROG, _USAGE, _ABOUT)
+        return 0
+    arguments = parse(GenerateArguments, given, _PROG, _ABOUT)
+    if not given.positional:
+        raise InputError("generate", "no model given", None, 'finetwo generate MODEL "PROMPT"')
+    samplings = [_sampling(arguments, t) for t in arguments.temperature]
+    if not samplings:
+        raise InputError("--temperature", "needs at least one number")
+    name, prompts = given.positional[0], list(given.positional[1:])
+    if not prompts and arguments.prompts is None:
+        raise InputError("generate", "no prompt given", None, f'finetwo generate {name} "PROMPT", or --prompts FILE')
+    from finetwo.api import load
+
+    asked: list[Prompt] = [*prompts, *_from_file(arguments.prompts)]
+    model = load(name, base=arguments.base, revision=arguments.revision, device=arguments.device)
+    for sampling in samplings:
+        if arguments.json:
+            _write_json(model, asked, sampling, arguments.raw, several=len(samplings) > 1)
+        else:
+            _write_text(model, asked, sampling, arguments.raw, several=len(samplings) > 1)
+    return 0
+
+
+def _sampling(arguments: GenerateArguments, temperature: float) -> SamplingConfig:
+    shared: dict[str, Any] = {f.name: getattr(arguments, f.name) for f in fields(SamplingConfig)}
+    sampling = SamplingConfig(**(shared | {"temperature": temperature}))
+    sampling.check()
+    return sampling
+
+
+def _from_file(path: str | None) -> list[Prompt]:
+    if path is None:
+        return []
+    if path == "-":
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    from finetwo.generate.prompts import read_prompts
+
+    return read_prompts(Path(path))
+
+
+def _write_json(model: Model, prompts: list[Prompt], sampling: SamplingConfig, raw: bool, several: bool) -> None:
+    for answer in model.answers(prompts, sampling, raw=raw):
+        record: dict[str, Any] = {"prompt": answer.prompt, "texts": answer.texts, "finish_reasons": answer.finish_reasons}
+        if several:
+            record["temperature"] = sampling.temperature
+        if answer.truncated:
+            record["truncated"] = True
+        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_text(model: Model, prompts: list[Prompt], sampling: SamplingConfig, raw: bool, several: bool) -> None:
+    """Stream a single answer as it comes; otherwise answer in one batch."""
+    limit = model.network.config.n_positions
+    for prompt in prompts:
+        if len(model.prompt_ids(prompt, raw=raw)) >= limit:
+            sys.stderr.write(f"note: the prompt is longer than the context of {limit} tokens and loses its beginning\n")
+    if several:
+        sys.stdout.write(f"--- temperature {sampling.temperature:g} ---\n")
+    if len(prompts) == 1 and sampling.n == 1:
+        _stream(model.stream(prompts[0], sampling, raw=raw))
+        return
+    for answer in model.answers(prompts, sampling, raw=raw):
+        if len(prompts) > 1:
+            sys.stdout.write(f"> {answer.prompt if isinstance(answer.prompt, str) else json.dumps(answer.prompt, ensure_ascii=False)}\n")
+        for number, text in enumerate(answer.texts, 1):
+            head = f"[{number}] " if sampling.n > 1 else ""
+            sys.stdout.write(f"{head}{text}\n")
+        sys.stdout.write("\n" if len(prompts) > 1 else "")
+
+
+def _stream(pieces: Iterable[str]) -> None:
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

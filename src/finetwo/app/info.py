@@ -1,0 +1,116 @@
+"""`finetwo info`: what a model, adapter, run or this machine is."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetwo.app.arguments import cut, options_of, parse, show_help
+from finetwo.core.errors import InputError
+
+_PROG = "finetwo info"
+_USAGE = "finetwo info [MODEL | RUN]"
+_ABOUT = """Without a name: this machine and the packages in use. With a model or adapter: its shape, task and template. With a
+run folder: how the run went.
+"""
+
+
+@dataclass
+class InfoArguments:
+    """Options of `finetwo info`."""
+
+    json: bool = False
+    """Write one JSON object."""
+
+
+def run(words: list[str]) -> int:
+    """Run the verb with the given words; return the exit code."""
+    given = cut(words, options_of(InfoArguments), config_allowed=False)
+    if given.help:
+        show_help(InfoArguments, _PROG, _USAGE, _ABOUT)
+        return 0
+    arguments = parse(InfoArguments, given, _PROG, _ABOUT)
+    if len(given.positional) > 1:
+        raise InputError("info", "one model or run at a time", " ".join(given.positional), _USAGE)
+    content = about(given.positional[0]) if given.positional else machine()
+    if arguments.json:
+        sys.stdout.write(json.dumps(content) + "\n")
+        return 0
+    for name, value in content.items():
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        sys.stdout.write(f"{name:<18} {text}\n")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """This machine: python, platform, devices, packages."""
+    import torch
+
+    from finetwo.train.job import code_commit, package_versions
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+        "mps": torch.backends.mps.is_available(),
+        **package_versions(),
+        "commit": code_commit() or "not a checkout",
+    }
+
+
+def about(name: str) -> dict[str, Any]:
+    """A run, a model or an adapter; the weights are not read."""
+    from finetwo.store.folder import read_config, read_extras
+    from finetwo.store.hub import resolve
+    from finetwo.store.models import base_name, is_adapter_folder
+    from finetwo.store.peft import read_adapter_config, saved_parameters
+    from finetwo.store.run import is_run_folder
+
+    path = Path(name)
+    found: dict[str, Any] = {}
+    if is_run_folder(path):
+        found = about_run(path)
+        if not any((path / part).is_dir() for part in ("best", "final")):
+            return found
+    folder = resolve(name)
+    extras = read_extras(folder)
+    found |= {"folder": str(folder), "task": extras.task or "not stated", "template": extras.template.name if extras.template else "none"}
+    if is_adapter_folder(folder):
+        config = read_adapter_config(folder)
+        kind = {"kind": "LoRA adapter", "base": base_name(folder, extras, None) if extras.base or config.get("base_model_name_or_path") else "not stated"}
+        kind |= {"rank": config["r"], "alpha": config.get("lora_alpha"), "targets": ",".join(sorted(config["target_modules"])) if isinstance(config.get("target_modules"), list) else config.get("target_modules")}
+        return {**found, **kind, "parameters": saved_parameters(folder)}
+    shape = read_config(folder)
+    return {
+        **found,
+        "kind": "GPT-2 model",
+        "parameters": shape.parameters,
+        "layers": shape.n_layer,
+        "width": shape.n_embd,
+        "heads": shape.n_head,
+        "context": shape.n_positions,
+        "vocabulary": shape.vocab_size,
+    }
+
+
+def about_run(path: Path) -> dict[str, Any]:
+    """How a run went, from its metrics."""
+    from finetwo.core.files import parse_json
+    from finetwo.store.checkpoint import list_checkpoints
+
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    records = [parse_json(line, f"{metrics}:{i}") for i, line in enumerate(lines, 1)]
+    steps = [r for r in records if r.get("event") == "step"]
+    evaluations = [r for r in records if r.get("event") == "evaluation"]
+    found: dict[str, Any] = {"run": str(path), "steps": steps[-1]["step"] if steps else 0, "finished": (path / "final").is_dir()}
+    if evaluations:
+        best = min(evaluations, key=lambda r: r["loss"])
+        found["validation loss"] = f"{evaluations[0]['loss']:.4f} -> {evaluations[-1]['loss']:.4f}, best {best['loss']:.4f} at step {best['step']}"
+    found["checkpoints"] = ", ".join(p.name for p in list_checkpoints(path)) or "none"
+    return found

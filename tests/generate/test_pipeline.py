@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+from tests.generate.conftest import random_network, shape
+
+from finetwo.core.config import SamplingConfig
+from finetwo.core.errors import InputError
+from finetwo.generate.pipeline import Model
+from finetwo.model.network import Network
+from finetwo.text.template import Template
+from finetwo.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def model(network: Network, tokenizer: Tokenizer) -> Model:
+    return Model(network, tokenizer, Template.named("dolly"))
+
+
+def test_the_answer_has_the_shape_of_the_question(model: Model) -> None:
+    one = model.generate("the cat", max_new_tokens=5)
+    assert isinstance(one, str)
+    three = model.generate("the cat", max_new_tokens=5, n=3, temperature=1.0)
+    assert isinstance(three, list) and len(three) == 3
+    assert model.generate(["the cat", {"instruction": "one"}], max_new_tokens=5) == [
+        one,
+        model.generate("one", max_new_tokens=5),
+    ]
+    assert model.generate(["the cat"], max_new_tokens=5, n=3, temperature=1) == [three]
+    assert model.generate([], max_new_tokens=5) == []
+
+
+def test_fields_fill_the_template(model: Model, tokenizer: Tokenizer) -> None:
+    assert model.template is not None
+    wanted = tokenizer.encode(model.template.prompt({"prompt": "sum", "input": "1 2"}))
+    for names in (("prompt", "input"), ("instruction", "context"), ("instruction", "input"), ("question", "context")):
+        assert model.prompt_ids(dict(zip(names, ("sum", "1 2"), strict=True))) == wanted
+    assert model.prompt_ids("sum") == tokenizer.encode("### Instruction: sum\n\n### Response: ")
+    assert model.prompt_ids("sum", raw=True) == tokenizer.encode("sum")
+    assert Model(model.network, tokenizer).prompt_ids({"prompt": "sum"}) == tokenizer.encode("sum")
+
+
+def test_end_of_text_in_a_prompt_is_text(model: Model, tokenizer: Tokenizer) -> None:
+    assert tokenizer.eot not in model.prompt_ids("a<|endoftext|>b")
+
+
+def test_bad_prompts_are_refused(model: Model, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="'prompt'"):
+        model.generate({"input": "x"})
+    with pytest.raises(InputError, match="must be text"):
+        model.generate({"prompt": 3})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="no place"):
+        Model(model.network, tokenizer).generate({"prompt": "a", "input": "b"})
+    with pytest.raises(InputError, match="n = 1"):
+        model.stream("a", SamplingConfig(n=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 5}, r"max_length: no such sampling setting. Fix: the settings are max_new_tokens, temperature"),
+        ({"temperature": "hot"}, "temperature: must be a number"),
+        ({"top_k": 1.5}, "top_k: must be an integer"),
+        ({"n": True}, "n: must be an integer"),
+        ({"top_p": 0}, "^top_p: out of range"),
+        ({"stop": [1]}, "stop: must be a string"),
+        ({"stop": ""}, "stop: a stop string must not be empty"),
+    ],
+)
+def test_bad_settings_are_refused(model: Model, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.generate("a", **settings)
+
+
+def test_the_stream_joined_is_the_answer(model: Model) -> None:
+    sampling = SamplingConfig(max_new_tokens=15, temperature=1.0, stop=["th"])
+    (answer,) = model.answers(["the cat"], sampling)
+    assert "".join(model.stream("the cat", sampling)) == answer.texts[0]
+    assert answer.prompt == "the cat" and len(answer.finish_reasons) == 1
+    assert answer.prompt_tokens == len(model.prompt_ids("the cat")) and not answer.truncated
+    assert model.generate("the cat", max_new_tokens=15, temperature=1, stop="th") == answer.texts[0]
+
+
+def test_a_prompt_too_long_is_said(tokenizer: Tokenizer) -> None:
+    model = Model(random_network(shape(n_positions=16)), tokenizer)
+    (answer,) = model.answers(["zq" * 30])
+    assert answer.truncated and answer.prompt_tokens == 15
+
+
+def test_adapters_and_counts(tokenizer: Tokenizer) -> None:
+    model = Model(random_network(shape()), tokenizer, name="small")
+    before, text = model.n_parameters, model.generate("one")
+    assert model.add_lora(rank=2) == 4
+    model.freeze_all_but_lora()
+    learned = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
+    assert model.n_parameters == before + learned and learned > 0
+    assert model.generate("one") == text
