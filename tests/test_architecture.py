@@ -47,7 +47,7 @@ PACKAGES = {
     "rich": ["app.*", "train.listeners"],
     # optional or slow to import: one named place each
     "huggingface_hub": ["store.hub"],
-    "jsonargparse": ["app.cli*"],
+    "jsonargparse": ["app.arguments"],
     "datasets": ["data.parquet"],
     "pyarrow": ["data.parquet"],
 }
@@ -343,7 +343,7 @@ def plant(folder: Path, extra: dict[str, str]) -> dict[str, Module]:
         "insight/i.py": "",
         "train/other.py": "",
         "store/hub.py": "def f():\n    import huggingface_hub",
-        "app/cli.py": "import jsonargparse\nfrom finetwo.train import sound\nprint('x')",
+        "app/arguments.py": "import jsonargparse\n", "app/cli.py": "from finetwo.train import sound\nprint('x')",
         "train/sound.py": HARMLESS,
     }
     for name, text in (files | extra).items():

@@ -5,21 +5,24 @@ The names below are loaded when they are first used, so that `import finetwo` co
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from finetwo.core.version import __version__
+
 if TYPE_CHECKING:
-    from finetwo.api import load, train
+    from finetwo.app.api import load, train
     from finetwo.core.config import LoraConfig, RowsConfig, SamplingConfig, TrainConfig
     from finetwo.core.errors import EnvironmentFault, FineTwoError, InputError, NumericError, Stopped
     from finetwo.generate.pipeline import Model
     from finetwo.model.config import GPT2Config
     from finetwo.train.report import Report
 
-__version__ = "0.1.0"
 _HOMES = {
-    "load": "finetwo.api",
-    "train": "finetwo.api",
+    "load": "finetwo.app.api",
+    "train": "finetwo.app.api",
     "Model": "finetwo.generate.pipeline",
     "Report": "finetwo.train.report",
     "GPT2Config": "finetwo.model.config",
@@ -57,3 +60,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps a public name when a subpackage of that name is imported: `finetwo.train` is the function, always."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

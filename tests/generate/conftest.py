@@ -37,7 +37,7 @@ def network() -> Network:
     return random_network(shape())
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Threads cost more than they give on networks this small, most of all on a busy machine."""
     before = torch.get_num_threads()

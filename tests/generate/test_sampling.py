@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -57,8 +57,7 @@ def reference(logits: torch.Tensor, config: SamplingConfig, seen: list[int]) -> 
     return steps(torch.tensor([seen]), logits[None])[0]
 
 
-@pytest.mark.usefixtures("one_thread")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None)
 @given(rows())
 def test_warpers_equal_hugging_face(case: tuple[torch.Tensor, list[SamplingConfig], list[list[int]]]) -> None:
     logits, configs, seen = case

@@ -12,9 +12,9 @@ from finetwo.model.network import Network
 
 TEXT = (
     "The lamp in the harbour went out at nine, and the keeper's daughter counted 365 steps to the top. "
-    "\"Who's there?\" she asked; nobody answered, for the wind had taken every word.\n\n"
+    '"Who\'s there?" she asked; nobody answered, for the wind had taken every word.\n\n'
     "Zoë's café sells crème brûlée, naïve tourists say; 猫 sleep on the wall, and a 🙂 hangs over the door.\n"
-    "def steps(n):\n    return [i * i for i in range(n)]\n\tand they'll say it's done, won't they? Yes, we've said so.\n"
+    "def steps(n):\n    return [i * i for i in range(n)]\n\tand they'll say it's done, won't they?\n"
 )
 """Written for these tests: prose, code, accents, an emoji, contractions."""
 

@@ -140,10 +140,10 @@ def test_digests_tell_templates_apart() -> None:
     ],
 )
 def test_a_damaged_dictionary_is_refused(content: object) -> None:
-    with pytest.raises(InputError, match="^f.json: a template must be an object of the strings"):
+    with pytest.raises(InputError, match=r"^f\.json: a template must be an object of the strings"):
         Template.from_dict(content, "f.json")
 
 
 def test_a_dictionary_with_a_bad_template_is_refused() -> None:
-    with pytest.raises(InputError, match="^f.json:1:1: unbalanced"):
+    with pytest.raises(InputError, match=r"^f\.json:1:1: unbalanced"):
         Template.from_dict({"name": "x", "text": "{prompt}", "with_input": "{prompt"}, "f.json")

@@ -252,6 +252,16 @@ def test_the_fast_engine_is_used_only_where_it_agrees(vocabulary: Vocabulary, fa
     assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
 
 
+def test_a_merge_of_symbols_that_stand_for_no_byte() -> None:
+    vocabulary = hand_made("a b", "猫 a")
+    vocabulary.ids["猫"] = 258
+    vocabulary.added[END_OF_TEXT] = vocabulary.eot = 259
+    tokenizer = Tokenizer(vocabulary)
+    assert not is_fast(tokenizer)
+    assert tokenizer.decode(tokenizer.encode("猫ab")) == "猫ab" and tokenizer.encode("ab") == [256]
+    assert tokenizer.bytes_of(258) == "猫".encode()
+
+
 PREFIX = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 DIGITS = {
     "type": "Sequence",

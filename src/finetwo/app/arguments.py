@@ -13,7 +13,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -187,8 +187,10 @@ def parse(kind: type[T], words: Words, prog: str, about: str) -> T:
         try:
             parser.parse_args([f"--{name}={text}"])
         except (ArgumentError, ValueError, TypeError):
-            raise InputError(places[name], f"must be {options[name].wants}", values[name][-1]) from None
-    result = parser.instantiate_classes(parser.parse_args([f"--{n}={t}" for n, t in typed.items()]))
+            raise InputError(
+                places[name], f"must be {options[name].wants}", values[name][-1], f"give {options[name].wants}"
+            ) from None
+    result = parser.parse_args([f"--{n}={t}" for n, t in typed.items()])
     return _build(kind, result)
 
 
@@ -204,13 +206,11 @@ def _build(kind: type[T], values: Any) -> T:
     return kind(**given)
 
 
-def show_help(
-    kind: type[Any], prog: str, usage: str, about: str, write: Callable[[str], object] = sys.stdout.write
-) -> None:
+def show_help(kind: type[Any], prog: str, usage: str, about: str) -> None:
     """Write the help of a verb: usage, what it does, and every option with its default."""
     parser = make_parser(kind, prog, about)
     parser.usage = usage
-    write(parser.format_help())
+    sys.stdout.write(parser.format_help())
 
 
 def print_config(config: Any) -> None:

@@ -10,16 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 
-VERBS: dict[str, tuple[str, str]] = {
-    "train": ("finetwo.app.train", "tune a model on your data, or pre-train one"),
-    "generate": ("finetwo.app.generate", "answer prompts with a model, run or adapter"),
-    "evaluate": ("finetwo.app.evaluate", "loss and perplexity of a model on your data"),
-    "export": ("finetwo.app.export", "write a Hugging Face folder, a PEFT adapter, or a merged model"),
-    "info": ("finetwo.app.info", "what a model, adapter, run or this machine is"),
-    "tokenizer": ("finetwo.app.tokenizer", "train a byte-level BPE vocabulary"),
-    "demo": ("finetwo.app.demo", "watch the embedded base learn word games, in minutes, offline"),
+VERBS: dict[str, str] = {
+    "train": "tune a model on your data, or pre-train one",
+    "generate": "answer prompts with a model, run or adapter",
+    "evaluate": "loss and perplexity of a model on your data",
+    "export": "write a Hugging Face folder, a PEFT adapter, or a merged model",
+    "info": "what a model, adapter, run or this machine is",
+    "tokenizer": "train a byte-level BPE vocabulary",
+    "demo": "watch the embedded base learn word games, in minutes, offline",
 }
 _HEAD = """usage: finetwo VERB ...
 
@@ -40,7 +39,7 @@ finetwo VERB --help explains a verb; --debug shows the traceback of an error.
 
 def help_text() -> str:
     """The text of `finetwo --help`."""
-    return _HEAD + "".join(f"  {name:<11} {about}\n" for name, (_, about) in VERBS.items()) + _TAIL
+    return _HEAD + "".join(f"  {name:<11} {about}\n" for name, about in VERBS.items()) + _TAIL
 
 
 def main(words: Sequence[str]) -> int:
@@ -96,7 +95,7 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(help_text())
         return 0
     if words[0] == "--version":
-        from finetwo import __version__
+        from finetwo.core.version import __version__
 
         sys.stdout.write(f"finetwo {__version__}\n")
         return 0
@@ -104,8 +103,26 @@ def _dispatch(words: list[str]) -> int:
     if verb not in VERBS:
         near = get_close_matches(verb, list(VERBS), n=1)
         raise InputError(verb, "unknown verb", None, f"did you mean {near[0]}?" if near else f"use {', '.join(VERBS)}")
-    run: Callable[[list[str]], int] = import_module(VERBS[verb][0]).run
-    return run(rest)
+    return _run(verb)(rest)
+
+
+def _run(verb: str) -> Callable[[list[str]], int]:
+    """The function of a verb; only its own module is imported."""
+    if verb == "train":
+        from finetwo.app.train import run
+    elif verb == "generate":
+        from finetwo.app.generate import run
+    elif verb == "evaluate":
+        from finetwo.app.evaluate import run
+    elif verb == "export":
+        from finetwo.app.export import run
+    elif verb == "info":
+        from finetwo.app.info import run
+    elif verb == "tokenizer":
+        from finetwo.app.tokenizer import run
+    else:
+        from finetwo.app.demo import run
+    return run
 
 
 def entry() -> None:

@@ -52,7 +52,8 @@ class Console:
         elif kind == "evaluation":
             best = " (best)" if event["best"] and event["step"] else ""
             self._line(
-                f"step {event['step']:>6,}  validation loss {event['loss']:.4f}  all tokens {event['loss_all']:.4f}  {event['bits_per_byte']:.3f} bits/byte{best}"
+                f"step {event['step']:>6,}  validation loss {event['loss']:.4f}  all tokens {event['loss_all']:.4f}"
+                f"  {event['bits_per_byte']:.3f} bits/byte{best}"
             )
         elif kind == "sample":
             for text in event["texts"]:

@@ -17,8 +17,8 @@ from finetwo.core.errors import InputError
 
 _PROG = "finetwo demo"
 _USAGE = "finetwo demo [--out runs/demo]"
-_ABOUT = """Tune the embedded base on word games written by a script of this project, and ask it held-out questions whose words
-appear nowhere in the training data: what it gets right, it has learnt and not remembered.
+_ABOUT = """Tune the embedded base on word games written by a script of this project, and ask it held-out questions
+whose words appear nowhere in the training data: what it gets right, it has learnt and not remembered.
 """
 _ANSWER_TOKENS = 32
 _SHOWN = 6
@@ -68,7 +68,7 @@ def run(words: list[str]) -> int:
         raise InputError("demo", "takes no data", " ".join(given.positional), "finetwo train DATA tunes on your own")
     started = time.monotonic()
     say("FineTwo demo: a small GPT-2 (5.4 M parameters, pre-trained on old novels) learns eight word games.")
-    from finetwo.api import load
+    from finetwo.app.api import load
     from finetwo.train.job import train
 
     games = make_games(arguments.seed)

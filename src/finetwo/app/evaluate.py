@@ -62,7 +62,7 @@ def run(words: list[str]) -> int:
     if arguments.part not in ("all", "train", "validation", "test"):
         raise InputError("--part", "must be train, validation, test or all", arguments.part)
     arguments.rows.check()
-    from finetwo.api import load
+    from finetwo.app.api import load
     from finetwo.app.console import say
     from finetwo.train.measure import MeasureOptions, measure
 

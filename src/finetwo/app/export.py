@@ -11,8 +11,8 @@ from finetwo.core.errors import InputError
 
 _PROG = "finetwo export"
 _USAGE = "finetwo export MODEL --out FOLDER [--to hf|adapter|merged] [--dtype float32|bf16|float16]"
-_ABOUT = """Write a model where other tools find it: `hf` is a folder that transformers loads, `adapter` a folder that PEFT
-loads, `merged` a whole model with the adapter added into its weights.
+_ABOUT = """Write a model where other tools find it: `hf` is a folder that transformers loads, `adapter` a folder that
+PEFT loads, `merged` a whole model with the adapter added into its weights.
 
 examples:
   finetwo export runs/data-instruct --out my-model

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _PROG = "finetwo generate"
 _USAGE = 'finetwo generate MODEL ["PROMPT" ...] [--prompts FILE] [--option VALUE ...]'
-_ABOUT = """Answer prompts with a model folder, a run folder, an adapter or a hub name. A prompt is put into the template that
-the model was tuned with; a model without one continues the text as it stands.
+_ABOUT = """Answer prompts with a model folder, a run folder, an adapter or a hub name. A prompt is put into the
+template that the model was tuned with; a model without one continues the text as it stands.
 
 examples:
   finetwo generate runs/data-instruct "What is the capital of France?"
@@ -79,7 +79,7 @@ def run(words: list[str]) -> int:
     name, prompts = given.positional[0], list(given.positional[1:])
     if not prompts and arguments.prompts is None:
         raise InputError("generate", "no prompt given", None, f'finetwo generate {name} "PROMPT", or --prompts FILE')
-    from finetwo.api import load
+    from finetwo.app.api import load
 
     asked: list[Prompt] = [*prompts, *_from_file(arguments.prompts)]
     model = load(name, base=arguments.base, revision=arguments.revision, device=arguments.device)
@@ -110,7 +110,11 @@ def _from_file(path: str | None) -> list[Prompt]:
 
 def _write_json(model: Model, prompts: list[Prompt], sampling: SamplingConfig, raw: bool, several: bool) -> None:
     for answer in model.answers(prompts, sampling, raw=raw):
-        record: dict[str, Any] = {"prompt": answer.prompt, "texts": answer.texts, "finish_reasons": answer.finish_reasons}
+        record: dict[str, Any] = {
+            "prompt": answer.prompt,
+            "texts": answer.texts,
+            "finish_reasons": answer.finish_reasons,
+        }
         if several:
             record["temperature"] = sampling.temperature
         if answer.truncated:
@@ -131,7 +135,8 @@ def _write_text(model: Model, prompts: list[Prompt], sampling: SamplingConfig, r
         return
     for answer in model.answers(prompts, sampling, raw=raw):
         if len(prompts) > 1:
-            sys.stdout.write(f"> {answer.prompt if isinstance(answer.prompt, str) else json.dumps(answer.prompt, ensure_ascii=False)}\n")
+            shown = answer.prompt if isinstance(answer.prompt, str) else json.dumps(answer.prompt, ensure_ascii=False)
+            sys.stdout.write(f"> {shown}\n")
         for number, text in enumerate(answer.texts, 1):
             head = f"[{number}] " if sampling.n > 1 else ""
             sys.stdout.write(f"{head}{text}\n")

@@ -14,8 +14,8 @@ from finetwo.core.errors import InputError
 
 _PROG = "finetwo info"
 _USAGE = "finetwo info [MODEL | RUN]"
-_ABOUT = """Without a name: this machine and the packages in use. With a model or adapter: its shape, task and template. With a
-run folder: how the run went.
+_ABOUT = """Without a name: this machine and the packages in use. With a model or adapter: its shape, task and
+template. With a run folder: how the run went.
 """
 
 
@@ -79,11 +79,26 @@ def about(name: str) -> dict[str, Any]:
             return found
     folder = resolve(name)
     extras = read_extras(folder)
-    found |= {"folder": str(folder), "task": extras.task or "not stated", "template": extras.template.name if extras.template else "none"}
+    found |= {
+        "folder": str(folder),
+        "task": extras.task or "not stated",
+        "template": extras.template.name if extras.template else "none",
+    }
     if is_adapter_folder(folder):
         config = read_adapter_config(folder)
-        kind = {"kind": "LoRA adapter", "base": base_name(folder, extras, None) if extras.base or config.get("base_model_name_or_path") else "not stated"}
-        kind |= {"rank": config["r"], "alpha": config.get("lora_alpha"), "targets": ",".join(sorted(config["target_modules"])) if isinstance(config.get("target_modules"), list) else config.get("target_modules")}
+        kind: dict[str, Any] = {
+            "kind": "LoRA adapter",
+            "base": base_name(folder, extras, None)
+            if extras.base or config.get("base_model_name_or_path")
+            else "not stated",
+        }
+        kind |= {
+            "rank": config["r"],
+            "alpha": config.get("lora_alpha"),
+            "targets": ",".join(sorted(config["target_modules"]))
+            if isinstance(config.get("target_modules"), list)
+            else config.get("target_modules"),
+        }
         return {**found, **kind, "parameters": saved_parameters(folder)}
     shape = read_config(folder)
     return {
@@ -100,7 +115,7 @@ def about(name: str) -> dict[str, Any]:
 
 def about_run(path: Path) -> dict[str, Any]:
     """How a run went, from its metrics."""
-    from finetwo.core.files import parse_json
+    from finetwo.core.strict_json import parse_json
     from finetwo.store.checkpoint import list_checkpoints
 
     metrics = path / "metrics.jsonl"
@@ -108,9 +123,16 @@ def about_run(path: Path) -> dict[str, Any]:
     records = [parse_json(line, f"{metrics}:{i}") for i, line in enumerate(lines, 1)]
     steps = [r for r in records if r.get("event") == "step"]
     evaluations = [r for r in records if r.get("event") == "evaluation"]
-    found: dict[str, Any] = {"run": str(path), "steps": steps[-1]["step"] if steps else 0, "finished": (path / "final").is_dir()}
+    found: dict[str, Any] = {
+        "run": str(path),
+        "steps": steps[-1]["step"] if steps else 0,
+        "finished": (path / "final").is_dir(),
+    }
     if evaluations:
         best = min(evaluations, key=lambda r: r["loss"])
-        found["validation loss"] = f"{evaluations[0]['loss']:.4f} -> {evaluations[-1]['loss']:.4f}, best {best['loss']:.4f} at step {best['step']}"
+        found["validation loss"] = (
+            f"{evaluations[0]['loss']:.4f} -> {evaluations[-1]['loss']:.4f}"
+            f", best {best['loss']:.4f} at step {best['step']}"
+        )
     found["checkpoints"] = ", ".join(p.name for p in list_checkpoints(path)) or "none"
     return found

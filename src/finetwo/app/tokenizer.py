@@ -11,7 +11,8 @@ from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 
 _USAGE = "finetwo tokenizer train FILES... --vocab 8192 --out DIR"
-_ABOUT = """Train a byte-level BPE vocabulary in GPT-2's layout (256 bytes, merges, end-of-text) on text files or text columns.
+_ABOUT = """Train a byte-level BPE vocabulary in GPT-2's layout (256 bytes, merges, end-of-text) on text files or
+text columns.
 
 example:
   finetwo tokenizer train novels.jsonl.xz --vocab 8192 --out my-vocabulary

@@ -51,6 +51,7 @@ def run(words: list[str]) -> int:
     shown = report.folder
     say(f"model: {shown} (best/ and final/ inside)" if report.best and report.best["step"] else f"model: {shown}/final")
     say(
-        f'next: finetwo generate {shown} "..."   |   finetwo evaluate {shown} DATA   |   finetwo export {shown} --out FOLDER'
+        f'next: finetwo generate {shown} "..."   |   finetwo evaluate {shown} DATA'
+        f"   |   finetwo export {shown} --out FOLDER"
     )
     return 0

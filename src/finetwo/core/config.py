@@ -46,7 +46,7 @@ class RowsConfig:
 
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     split: str | None = None
-    """Fractions by content ('train:0.9,validation:0.1') or counts in file order ('train:935,test:110,validation:55')."""
+    """Fractions by content (train:0.9,validation:0.1) or counts in file order (train:935,test:110,validation:55)."""
     limit: int | None = None
     """Use at most this many records (the first ones, before splitting)."""
     format: Literal["auto", "json", "jsonl", "csv", "tsv", "txt"] = "auto"
@@ -63,7 +63,7 @@ class RowsConfig:
     def check(self) -> None:
         """Raise InputError for a setting out of range."""
         if self.limit is not None and self.limit < 1:
-            raise InputError("--rows.limit", "must be an integer >= 1", self.limit)
+            raise InputError("--rows.limit", "must be an integer >= 1", self.limit, "leave it out to use every record")
         if self.delimiter is not None and len(self.delimiter.replace("\\t", "\t")) != 1:
             raise InputError("--rows.delimiter", "must be one character", self.delimiter, "for a tab write '\\t'")
 
@@ -102,10 +102,10 @@ class LoraConfig:
     def check(self) -> None:
         """Raise InputError for a setting out of range."""
         if self.rank is not None and not 1 <= self.rank <= 1024:
-            raise InputError("--lora.rank", "must be an integer from 1 to 1024", self.rank)
+            raise InputError("--lora.rank", "must be an integer from 1 to 1024", self.rank, "8 is a good start")
         _range("--lora.alpha", self.alpha, 0.0, 1e6, open_low=True)
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise InputError("--lora.dropout", "must be >= 0 and < 1", self.dropout)
+            raise InputError("--lora.dropout", "must be >= 0 and < 1", self.dropout, "0.05 is usual")
 
 
 @dataclass
@@ -134,7 +134,7 @@ class SamplingConfig:
     def check(self, where: str = "--") -> None:
         """Raise InputError for a setting out of range; `where` prefixes the field name."""
         if self.max_new_tokens < 1:
-            raise InputError(f"{where}max_new_tokens", "must be an integer >= 1", self.max_new_tokens)
+            raise InputError(f"{where}max_new_tokens", "must be an integer >= 1", self.max_new_tokens, "give 1 or more")
         _range(f"{where}temperature", self.temperature, 0.0, 100.0)
         if self.top_k < 0:
             raise InputError(f"{where}top_k", "must be an integer >= 0", self.top_k, "0 keeps every token")
@@ -142,16 +142,16 @@ class SamplingConfig:
         _range(f"{where}min_p", self.min_p, 0.0, 1.0)
         _range(f"{where}repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
         if not 1 <= self.n <= 1024:
-            raise InputError(f"{where}n", "must be an integer from 1 to 1024", self.n)
+            raise InputError(f"{where}n", "must be an integer from 1 to 1024", self.n, "give 1 or more")
         if any(not s for s in self.stop):
-            raise InputError(f"{where}stop", "a stop string must not be empty")
+            raise InputError(f"{where}stop", "a stop string must not be empty", "", "leave it out, or give a text")
         check_seed(f"{where}seed", self.seed)
 
 
 def check_seed(where: str, seed: int) -> None:
     """Refuse a seed that the random generators could not take."""
     if not 0 <= seed < 2**63:
-        raise InputError(where, "must be an integer from 0 to 2^63 - 1", seed)
+        raise InputError(where, "must be an integer from 0 to 2^63 - 1", seed, "any small number will do")
 
 
 @dataclass
@@ -246,13 +246,15 @@ class TrainConfig:
         """Raise InputError for any setting out of range or in contradiction."""
         for name, low in (("batch_size", 1), ("grad_accum", 1), ("keep", 1), ("workers", 0), ("patience", 0)):
             if getattr(self, name) < low:
-                raise InputError(f"--{name}", f"must be an integer >= {low}", getattr(self, name))
+                raise InputError(
+                    f"--{name}", f"must be an integer >= {low}", getattr(self, name), f"give {low} or more"
+                )
         for name in ("batch_size", "grad_accum"):
             if getattr(self, name) > 1_000_000:
-                raise InputError(f"--{name}", "must be at most 1,000,000", getattr(self, name))
+                raise InputError(f"--{name}", "must be at most 1,000,000", getattr(self, name), "give a smaller number")
         for name in ("max_steps", "eval_limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"--{name}", "must be an integer >= 1", getattr(self, name))
+                raise InputError(f"--{name}", "must be an integer >= 1", getattr(self, name), "give 1 or more")
         if self.epochs is not None and self.max_steps is None:
             _range("--epochs", self.epochs, 0.0, 1e6, open_low=True)
         _range("--lr", self.lr, 0.0, 10.0, open_low=True)
@@ -263,9 +265,10 @@ class TrainConfig:
         _range("--clip", self.clip, 0.0, 1e9)
         _range("--copy_share", self.copy_share, 0.0, 1.0)
         if not 0 <= self.dropout < 1:
-            raise InputError("--dropout", "must be >= 0 and < 1", self.dropout)
+            raise InputError("--dropout", "must be >= 0 and < 1", self.dropout, "0.1 is usual, 0 switches it off")
         if self.max_length is not None and self.max_length < 2:
-            raise InputError("--max_length", "must be >= 2: one token to read and one to learn", self.max_length)
+            fix = "give 2 or more"
+            raise InputError("--max_length", "must be >= 2: one token to read, one to learn", self.max_length, fix)
         check_seed("--seed", self.seed)
         for name in ("eval_every", "save_every", "sample_every"):
             parse_every(f"--{name}", getattr(self, name))

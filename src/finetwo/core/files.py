@@ -111,14 +111,14 @@ def require_file(path: Path) -> int:
     try:
         status = Path(path).stat()
     except FileNotFoundError as error:
-        raise InputError(str(Path(path).absolute()), "no such file", fix=_nearest_text(path)) from error
+        raise InputError(str(Path(path).absolute()), "no such file", fix=_nearest_text(path) or "check the path") from error
     except ValueError as error:
-        raise InputError(repr(os.fspath(path)), "is not a possible file name") from error
+        raise InputError(repr(os.fspath(path)), "is not a possible file name", fix="check the path") from error
     except OSError as error:
         raise fault(error, path) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
-        raise InputError(str(path), "not a regular file", kind)
+        raise InputError(str(path), "not a regular file", kind, "give a file")
     return status.st_size
 
 

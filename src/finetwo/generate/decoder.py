@@ -60,7 +60,7 @@ class Decoder:
     def step(self, tokens: Mapping[int, int]) -> Tensor:
         """Append one token to each slot given (slot -> id, slots ascending); return the logits, (N, V) float32.
 
-        The other slots are computed along. Each writes only at the place after its own last token, so that a prompt
+        Slots in between are computed along. Each writes only at the place after its own last token, so that a prompt
         that further samples will start from stays whole.
         """
         for slot, token in tokens.items():
@@ -71,10 +71,10 @@ class Decoder:
         parts = []
         for first, count in self._groups(list(tokens)):
             rows = slice(first, first + count)
-            attend = Decode(self._cache, first, positions[rows], span)
+            live = [slot - first for slot in tokens if first <= slot < first + count]
+            attend = Decode(self._cache, first, positions[rows][: live[-1] + 1], span)
             hidden = self._network.transformer(ids[rows, None], positions[rows, None], attend)
             logits = hidden[:, 0] @ self._head  # (rows, V)
-            live = [slot - first for slot in tokens if first <= slot < first + count]
             parts.append(logits if len(live) == count else logits[live])
         for slot in tokens:
             self._lengths[slot] += 1

@@ -69,14 +69,15 @@ class Fill:
 class Decode:
     """One new token in each of the slots from `first` on: it is stored at its position and sees all up to itself.
 
-    Every head of every slot is one product of fixed shape in a batched multiplication. (The fused CPU kernel is not
-    used: measured with torch 2.13, its result for a row changes with the number of rows.)
+    Rows beyond those with a position only fill up the shape that the linears want: they see nothing. Every head of
+    every slot is one product of fixed shape in a batched multiplication. (The fused CPU kernel is not used: measured
+    with torch 2.13, its result for a row changes with the number of rows.)
     """
 
     def __init__(self, cache: KVCache, first: int, positions: Tensor, span: int) -> None:
         """`positions` (R,) int64 of the new tokens; `span`: how many positions are looked at, a multiple of BLOCK."""
-        self._cache, self._count, self._span = cache, positions.numel(), span
-        self._rows = cache.rows(first, self._count)
+        self._cache, self._live, self._span = cache, positions.numel(), span
+        self._rows = cache.rows(first, self._live)
         self._places = positions.repeat_interleave(cache.heads)  # (R*H,)
         self._heads = torch.arange(self._rows.start, self._rows.stop, device=positions.device)
         hidden = torch.arange(span, device=positions.device) > self._places[:, None]
@@ -84,12 +85,12 @@ class Decode:
         self._mask = mask.masked_fill_(hidden, float("-inf")).unsqueeze(1)  # (R*H, 1, S)
 
     def _flat(self, x: Tensor) -> Tensor:
-        """(R, H, 1, Dh) -> (R*H, Dh), padded with zeros to the cache's width."""
-        flat = x.reshape(-1, x.shape[-1])
+        """(B, H, 1, Dh) -> (R*H, Dh) of the live rows, padded with zeros to the cache's width."""
+        flat = x[: self._live].reshape(-1, x.shape[-1])
         return flat if flat.shape[1] == self._cache.width else pad(flat, (0, self._cache.width - flat.shape[1]))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
-        """Return what each new token sees, (R, H, 1, Dh), for q, k, v of that shape; dropout is not for decoding."""
+        """Return what each new token sees, (B, H, 1, Dh), for q, k, v of that shape, B >= R; there is no dropout."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys.index_put_((self._heads, self._places), self._flat(k))
         values.index_put_((self._heads, self._places), self._flat(v))
@@ -97,4 +98,5 @@ class Decode:
         scores = torch.baddbmm(self._mask, self._flat(q).unsqueeze(1), seen_keys, alpha=scale)
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         seen = torch.bmm(weights, values[self._rows, : self._span])  # (R*H, 1, Dh)
-        return seen[..., : q.shape[3]].view(q.shape)
+        live = seen[..., : q.shape[3]].view(-1, *q.shape[1:])
+        return live if self._live == q.shape[0] else pad(live, (0, 0, 0, 0, 0, 0, 0, q.shape[0] - self._live))

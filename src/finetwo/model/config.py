@@ -28,6 +28,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
 @dataclass(frozen=True)
 class GPT2Config:
     """Shape and constants of a GPT-2 network; the defaults are the 124M model's."""
@@ -61,7 +65,7 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str = "config.json") -> GPT2Config:
-        """Read the keys of a Hugging Face `config.json`; InputError names the key that is missing, wrong or unsupported."""
+        """Read a Hugging Face `config.json`; InputError names the key that is missing, wrong or unsupported."""
         kind = content.get("model_type", "gpt2")
         if kind not in ("gpt2", _POST_NORM):
             raise InputError(
@@ -92,11 +96,10 @@ class GPT2Config:
         """Raise InputError for a value of the wrong type or range."""
         for key, limit in _LIMITS.items():
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+            if not _is_whole(value, 1, limit):
                 raise InputError(where, f"{key} must be an integer from 1 to {limit:,}", value)
-        inner = self.n_inner
-        if inner is not None and (isinstance(inner, bool) or not isinstance(inner, int) or not 1 <= inner <= 1_048_576):
-            raise InputError(where, "n_inner must be an integer from 1 to 1,048,576", inner)
+        if self.n_inner is not None and not _is_whole(self.n_inner, 1, 1_048_576):
+            raise InputError(where, "n_inner must be an integer from 1 to 1,048,576", self.n_inner)
         if self.n_embd % self.n_head:
             raise InputError(where, f"n_head must divide n_embd = {self.n_embd}", self.n_head)
         if self.activation_function not in ACTIVATIONS:
@@ -113,11 +116,7 @@ class GPT2Config:
         for key in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "post_norm"):
             if not isinstance(getattr(self, key), bool):
                 raise InputError(where, f"{key} must be true or false", getattr(self, key))
-        if (
-            isinstance(self.eos_token_id, bool)
-            or not isinstance(self.eos_token_id, int)
-            or not 0 <= self.eos_token_id < self.vocab_size
-        ):
+        if not _is_whole(self.eos_token_id, 0, self.vocab_size - 1):
             raise InputError(
                 where, f"eos_token_id must be an id below vocab_size = {self.vocab_size}", self.eos_token_id
             )

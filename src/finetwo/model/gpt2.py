@@ -72,7 +72,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, attend: Attend, drop: float) -> Tensor:  # noqa: D102
         if self.post_norm:
             x = self.ln_1(x + dropout(self.attn(x, attend, drop), drop))
-            return self.ln_2(x + dropout(self.mlp(x), drop))
+            y: Tensor = self.ln_2(x + dropout(self.mlp(x), drop))
+            return y
         x = x + dropout(self.attn(self.ln_1(x), attend, drop), drop)
         return x + dropout(self.mlp(self.ln_2(x)), drop)
 

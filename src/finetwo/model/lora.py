@@ -101,7 +101,7 @@ def add_lora(network: nn.Module, config: LoraConfig, seed: int = 0) -> int:
             )
         adapter = LoraAdapter(module.in_features, module.out_features, lora)
         adapter.initialise(generator)
-        module.adapter = adapter.to(module.weight.device, module.weight.dtype)
+        module.adapter = adapter.to(module.weight.device, module.weight.dtype).train(module.training)
     return len(chosen)
 
 

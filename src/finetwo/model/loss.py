@@ -27,7 +27,9 @@ def summed_loss(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor
     if keep.numel() == 0:
         return hidden.sum() * 0.0, 0
     kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, keep)
-    total = LinearCrossEntropy.apply(kept, weight, flat.index_select(0, keep))
+    total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        kept, weight, flat.index_select(0, keep)
+    )
     return total, keep.numel()
 
 
@@ -54,7 +56,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """hidden (N, D), weight (V, D), targets (N,) int64 -> float32 scalar."""
+        """Return the sum, a float32 scalar, for hidden (N, D), weight (V, D) and targets (N,) int64."""
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dtype = (
             torch.get_autocast_dtype(hidden.device.type)

@@ -30,7 +30,8 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
         raise InputError("--out", "exists and is not an empty folder", str(out), "give a new folder")
     kind = to if to != "auto" else ("merged" if opened.is_adapter else "hf")
     if kind == "hf" and opened.is_adapter:
-        raise InputError("--to hf", f"{opened.name} is an adapter on {opened.base}", None, "use --to merged for a whole model, or --to adapter")
+        fix = "use --to merged for a whole model, or --to adapter"
+        raise InputError("--to hf", f"{opened.name} is an adapter on {opened.base}", None, fix)
     if kind in ("adapter", "merged") and not opened.is_adapter:
         raise InputError(f"--to {kind}", f"{opened.name} is a whole model without an adapter", None, "use --to hf")
     temporary = out.with_name(f".tmp-{out.name}")
@@ -50,7 +51,9 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    loader = "peft.PeftModel.from_pretrained(base, FOLDER)" if kind == "adapter" else "transformers.GPT2LMHeadModel.from_pretrained(FOLDER)"
+    loader = "transformers.GPT2LMHeadModel.from_pretrained(FOLDER)"
+    if kind == "adapter":
+        loader = "peft.PeftModel.from_pretrained(base, FOLDER)"
     return [*said, f"{kind} written to {out}; load it with {loader}"]
 
 
@@ -74,4 +77,7 @@ def _whole(opened: Opened, folder: Path, kind: str, dtype: torch.dtype) -> list[
         return []
     difference = (after - before).abs()
     agree = (after.argmax(-1) == before.argmax(-1)).float().mean()
-    return [f"logits changed by at most {float(difference.max()):.2e} (mean {float(difference.mean()):.2e}); same likeliest token at {float(agree):.1%} of {probe.numel()} positions"]
+    return [
+        f"logits changed by at most {float(difference.max()):.2e} (mean {float(difference.mean()):.2e}); "
+        f"same likeliest token at {float(agree):.1%} of {probe.numel()} positions"
+    ]

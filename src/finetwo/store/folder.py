@@ -100,7 +100,7 @@ def _shards(folder: Path) -> list[Path]:
     if not index.is_file():
         for name in _LEGACY:
             if (folder / name).is_file():
-                fix = "convert it once with transformers: GPT2LMHeadModel.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)"
+                fix = "convert it once with transformers: GPT2LMHeadModel.from_pretrained(FOLDER).save_pretrained(NEW)"
                 raise InputError(
                     str(folder / name), "a legacy weight file can run code when opened and is refused", None, fix
                 )
@@ -176,14 +176,15 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.numpy().data.cast("B"))
     return digest.hexdigest()
 
 
 def save_model(
     folder: Path, network: Network, tokenizer: Tokenizer, extras: Extras, dtype: torch.dtype | None = None
 ) -> None:
-    """Write the base weights as a Hugging Face folder that `transformers` loads; `dtype` casts floating-point tensors."""
+    """Write the base weights, cast to `dtype` if one is given, as a Hugging Face folder that `transformers` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.detach().to("cpu", dtype or t.dtype) for n, t in network.state().items()}
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")

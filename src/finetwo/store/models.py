@@ -77,7 +77,7 @@ def open_model(name: str, base: str | None = None, revision: str | None = None) 
         if found != extras.base_sha256:
             raise InputError(
                 str(folder),
-                f"the adapter was trained on other weights than {underneath}: expected sha256 {extras.base_sha256[:12]}",
+                f"the adapter was trained on other weights than {underneath}: wanted sha256 {extras.base_sha256[:12]}",
                 found[:12],
                 "name its base with --base",
             )

@@ -36,7 +36,6 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, [], {}),
     "use_qalora": (False, None),
     "megatron_config": (None,),
-    "auto_mapping": (None,),
     "alora_invocation_tokens": (None, []),
     "target_parameters": (None, []),
     "use_bdlora": (None, False),

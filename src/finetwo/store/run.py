@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,8 @@ from finetwo.store.checkpoint import list_checkpoints, remove_stale
 
 LOCK = "run.lock"
 MARKER = "finetwo-run.json"
-_NO_WORK = {LOCK, MARKER, "config.yaml", "metrics.jsonl", "environment.json"}
+CACHE = "tokens"
+_NO_WORK = {LOCK, MARKER, CACHE, "config.yaml", "metrics.jsonl", "environment.json"}
 _log = logging.getLogger("finetwo")
 
 
@@ -116,16 +118,17 @@ class RunFolder:
             finally:
                 os.close(handle)
 
-    def trim_metrics(self, step: int) -> None:
+    def trim_metrics(self, step: int, undone: Collection[str] = ()) -> None:
         """Keep of metrics.jsonl the lines up to `step` (-1: none), atomically: what follows will be written again.
 
-        A line without an integer "step" is kept unless `step` is -1; a torn last line goes.
+        Of `step` itself the events `undone` go too: they are still to come. A line without an integer "step" is kept
+        unless `step` is -1; a torn last line goes.
         """
         if not self.metrics.exists():
             return
         with faults(self.metrics), self.metrics.open("rb") as old, replacing(self.metrics) as new:
             for line in old:
-                if line.endswith(b"\n") and _belongs(line, step):
+                if line.endswith(b"\n") and _belongs(line, step, undone):
                     new.write(line)
 
     def read_metrics(self) -> Iterator[dict[str, object]]:
@@ -136,10 +139,11 @@ class RunFolder:
 
     def set_aside(self, say: Callable[[str], None]) -> None:
         """Move an earlier run's files into `previous-<n>/` inside the folder, so that a new start loses nothing."""
-        names = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, MARKER) and not p.name.startswith("previous-"))
+        everything = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, MARKER, CACHE))
+        names = [name for name in everything if not name.startswith("previous-")]
         if not any(n.startswith(("checkpoint-", "metrics")) or n in ("final", "best") for n in names):
             return
-        number = 1 + sum(p.name.startswith("previous-") for p in self.path.iterdir())
+        number = 1 + len(everything) - len(names)
         target = self.path / f"previous-{number}"
         with faults(target):
             target.mkdir()
@@ -153,6 +157,7 @@ class RunFolder:
         if self._lock is None:
             return
         if self.fresh and _untouched(self.path):
+            shutil.rmtree(self.path / CACHE, ignore_errors=True)
             for name in _NO_WORK - {LOCK}:
                 with suppress(OSError):
                     (self.path / name).unlink()
@@ -241,12 +246,14 @@ def _untouched(path: Path) -> bool:
         return False
 
 
-def _belongs(line: bytes, step: int) -> bool:
+def _belongs(line: bytes, step: int, undone: Collection[str]) -> bool:
     try:
         record = json.loads(line)
     except ValueError:
         return False
     at = record.get("step", step) if isinstance(record, dict) else None
+    if at == step and record.get("event") in undone and "step" in record:
+        return False
     return step >= 0 and isinstance(at, int) and at <= step
 
 

@@ -94,7 +94,7 @@ def _flatten(path: Path, node: yaml.Node, prefix: str, depth: int) -> list[Setti
         parts = [n.value for n in node.value if isinstance(n, yaml.ScalarNode)]
         if len(parts) != len(node.value):
             raise InputError(_at(path, node), f"{prefix} must be a list of plain values")
-        return [Setting(prefix, ",".join(parts), _at(path, node))]
+        return [Setting(prefix, ",".join(parts) if parts else "[]", _at(path, node))]
     text = str(node.value)
     if text in ("null", "~", "") and getattr(node, "style", None) is None:
         return []

@@ -171,13 +171,16 @@ def _fast_encoder(vocabulary: Vocabulary, fallback: Callable[[str], list[int]]) 
 
     table = symbol_bytes()
     tokens = [*byte_symbols().values(), *(a + b for a, b in vocabulary.merges)]
+    if not all(c in table for token in tokens for c in token):  # merges that no bytes can ask for
+        return None
     ranks = {bytes(table[c] for c in token): vocabulary.ids[token] for token in tokens}
     fast = tiktoken.Encoding("finetwo", pat_str=_GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
     core = fast._core_bpe
 
     def encode(text: str) -> list[int]:
         try:
-            return core.encode_ordinary(text)
+            ids: list[int] = core.encode_ordinary(text)
+            return ids
         except (UnicodeEncodeError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException:  # the regex engine gave up on a very long run; a Rust panic is no Exception

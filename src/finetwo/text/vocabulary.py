@@ -113,7 +113,7 @@ def _merge_pair(path: Path, number: int, merge: Any) -> tuple[str, str]:
 
 def _check(path: Path, vocabulary: Vocabulary) -> None:
     """Raise InputError unless ids are whole, unique and dense, and every byte and merge is spelled."""
-    ids = vocabulary.ids | vocabulary.added
+    ids: dict[str, Any] = {**vocabulary.ids, **vocabulary.added}
     seen: dict[int, str] = {}
     for token, i in ids.items():
         if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < _MAX_VOCAB:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from finetwo.core.config import SamplingConfig, TrainConfig, to_dict
+from finetwo.core.config import SamplingConfig, TaskName, TrainConfig, to_dict
 from finetwo.core.errors import InputError
 from finetwo.core.files import write_json
 from finetwo.data.columns import Columns
@@ -32,13 +32,13 @@ from finetwo.store.folder import Extras, save_model, state_digest
 from finetwo.store.hub import resolve
 from finetwo.store.models import Opened, open_model
 from finetwo.store.peft import save_adapter
-from finetwo.store.run import RunFolder
+from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import byte_lengths, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
-from finetwo.train.loop import Job, Outcome, Training
+from finetwo.train.loop import Job, Training, progress_of
 from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task, make_template, prepare_records, prepare_stream
 from finetwo.train.report import Report
@@ -46,7 +46,7 @@ from finetwo.train.rng import seed_all
 
 Say = Callable[[str], None]
 ENVIRONMENT = "environment.json"
-_PACKAGES = ("finetwo", "torch", "numpy", "safetensors", "tokenizers", "tiktoken")
+_PACKAGES = ("finetwo", "torch", "numpy", "tokenizers", "tiktoken")
 # What may differ between the first start and a resume without changing the result.
 _FREE = {
     "out",
@@ -62,6 +62,8 @@ _FREE = {
     "data",
     "base",
 }
+# What may never differ: the tensors or the numbers of the records would mean something else.
+_FIXED = {"data", "tokenizer", "template", "base", "task", "size", "model", "precision", "optimizer"}
 
 
 @dataclass
@@ -106,7 +108,7 @@ def train(
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     task = detect_task(config, data)
-    config = _decide(replace(config, task=task.name), task, data, say)
+    config = _decide(replace(config, task=cast(TaskName, task.name)), task, data, say)
     assert config.out is not None
     inputs = [Path(config.data)] if config.data else []
     seed_all(config.seed)
@@ -155,19 +157,18 @@ def _run(
         fingerprint=fingerprint,
         where_of=prepared.where_of,
     )
-    checkpoint = _find_checkpoint(config, folder, fingerprint, say)
     named = [make_listener(name, folder.path) for name in config.track]
     heard = Listeners([*extra, *named], say)
     training = Training(job, folder, heard)
+    checkpoint = _find_checkpoint(config, folder, fingerprint, say)
     write_yaml(folder.config, to_dict(config))
     write_json(folder.path / ENVIRONMENT, _environment(fingerprint, prepared))
     heard.tell(event="start", total_steps=total, folder=str(folder.path), resumed=checkpoint.step if checkpoint else 0)
     try:
-        if checkpoint is not None and checkpoint.step >= total and (folder.final / "finetwo.json").is_file():
+        if checkpoint is not None and progress_of(checkpoint, config, total).finished and folder.final.is_dir():
             say(f"the run in {folder.path} is finished; nothing to do")
             training.restore(checkpoint)
-            model.network.eval()
-            outcome = _finished(training)
+            outcome = training.outcome()
         else:
             if checkpoint is None:
                 folder.trim_metrics(-1)
@@ -190,11 +191,6 @@ def _run(
         held,
         outcome.stopped_early,
     )
-
-
-def _finished(training: Training) -> Outcome:
-    p = training.progress
-    return Outcome(p.step, p.first, p.best, p.last, training.last_loss, p.tokens, p.seconds, False)
 
 
 # --- deciding what was left open ----------------------------------------------------------------------------------
@@ -312,7 +308,7 @@ def _prepare(config: TrainConfig, data: object, task: Task, start: Start, folder
     assert config.max_length is not None
     if task.layout == "stream":
         make_template(task, config.template, None, Columns(), [])
-        return prepare_stream(data, task, start.tokenizer, config, config.max_length, folder.path / "tokens", say)
+        return prepare_stream(data, task, start.tokenizer, config, config.max_length, folder.path / CACHE, say)
     if isinstance(data, str | Path):
         loaded = load_splits(Path(data), config.rows, config.seed, say)
     else:
@@ -448,8 +444,8 @@ def _find_checkpoint(
         if found is None and skipped:
             raise InputError(
                 str(folder.path),
-                "no checkpoint of this run is whole",
-                "; ".join(skipped),
+                f"no checkpoint of this run is whole: {'; '.join(skipped)}",
+                None,
                 "start over with --resume never, or take another --out",
             )
     else:
@@ -461,13 +457,14 @@ def _find_checkpoint(
     if found is None:
         return None
     differences = _differences(found.state.get("fingerprint"), fingerprint)
+    fixed = [d for d in differences if d.split(":")[0] in _FIXED or config.resume == "auto"]
+    if fixed:
+        fix = "use the same settings, another --out, or --resume never to start over"
+        if config.resume == "auto" and not any(d.split(":")[0] in _FIXED for d in differences):
+            fix += f"; --resume {found.path} goes on with the new settings"
+        raise InputError(str(found.path), f"the run there had other settings: {'; '.join(differences[:5])}", None, fix)
     if differences:
-        raise InputError(
-            str(found.path),
-            f"the run there had other settings: {'; '.join(differences[:5])}",
-            None,
-            "use the same settings, another --out, or --resume never to start over",
-        )
+        say(f"warning: going on with other settings than before: {'; '.join(differences)}")
     say(f"resuming after step {found.step:,}")
     return found
 

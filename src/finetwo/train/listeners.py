@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from finetwo.core.errors import InputError
 
@@ -33,23 +34,34 @@ class CsvListener:
     _fields = ("step", "loss", "lr", "grad_norm", "validation_loss", "validation_loss_all")
 
     def __init__(self, run: Path) -> None:
-        self._file = (run / "metrics.csv").open("w", newline="", encoding="utf-8")
-        self._rows = csv.DictWriter(self._file, self._fields, extrasaction="ignore")
-        self._rows.writeheader()
+        self._path = run / "metrics.csv"
 
     def hear(self, event: Event) -> None:
-        """Write steps and evaluations."""
-        if event["event"] == "step":
-            self._rows.writerow(event)
+        """Write steps and evaluations; a start keeps the rows up to the step that is resumed."""
+        if event["event"] == "start":
+            old = self._read() if event["resumed"] else []
+            self._write([row for row in old if int(row["step"]) <= event["resumed"]], "w")
+        elif event["event"] == "step":
+            self._write([event], "a")
         elif event["event"] == "evaluation":
-            self._rows.writerow(
-                {"step": event["step"], "validation_loss": event["loss"], "validation_loss_all": event["loss_all"]}
-            )
-        self._file.flush()
+            row = {"step": event["step"], "validation_loss": event["loss"], "validation_loss_all": event["loss_all"]}
+            self._write([row], "a")
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing is held open."""
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._path.is_file():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: Sequence[Mapping[str, Any]], mode: Literal["w", "a"]) -> None:
+        with self._path.open(mode, newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._fields, extrasaction="ignore")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
 
 
 _BUILT_IN: dict[str, Callable[[Path], Listener]] = {"csv": CsvListener}
@@ -87,4 +99,5 @@ class Listeners:
             call()
         except Exception as e:
             self._listeners.remove(listener)
-            self._say(f"listener {type(listener).__name__} failed and hears no more: {type(e).__name__}: {e}")
+            with suppress(Exception):  # the console may be what failed
+                self._say(f"listener {type(listener).__name__} failed and hears no more: {type(e).__name__}: {e}")

@@ -64,6 +64,19 @@ class Progress:
     waited: int = 0
     first: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
+    evaluated_at: int = -1
+    """Step of the last whole evaluation: one that a signal cut short is made up for after resuming."""
+    sampled_at: int = -1
+    finished: bool = False
+    stopped_early: bool = False
+
+
+def progress_of(checkpoint: Checkpoint, config: TrainConfig, total_steps: int) -> Progress:
+    """The progress in a checkpoint; `finished` only if the run as it is asked for now ends there."""
+    progress = Progress(**checkpoint.state["progress"])
+    progress.stopped_early = 0 < config.patience <= progress.waited
+    progress.finished = progress.finished and (progress.step >= total_steps or progress.stopped_early)
+    return progress
 
 
 @dataclass
@@ -110,34 +123,44 @@ class Training:
         network, job = self.job.network, self.job
         network.train()
         network.transformer.dropout = self.config.dropout
-        early = False
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        p = self.progress
         with Signals() as signals:
-            if checkpoint is not None:
-                self.restore(checkpoint)
-            else:
-                self._evaluate(signals)
-                self._sample(force=True)
-            self._leave_if_asked(signals)
-            stream = job.loader.stream(self.progress.step, job.total_steps, self.config.workers)
-            started = time.monotonic() - self.progress.seconds
-            for batches in stream:
+            started = time.monotonic() - p.seconds
+            if self._between_steps(signals) and checkpoint is not None:
+                self.checkpoint()  # with what a signal had cut short
+            stream = job.loader.stream(p.step, job.total_steps, self.config.workers)
+            for batches in stream if not p.finished else ():
                 self._step(batches)
-                self.progress.seconds = time.monotonic() - started
-                step, end = self.progress.step, self.progress.step == job.total_steps
-                if end or self._due("eval_every", step):
-                    early = self._evaluate(signals)
-                if end or self._due("sample_every", step):
-                    self._sample()
-                self.progress.seconds = time.monotonic() - started
-                if end or early or self._due("save_every", step):
+                p.seconds = time.monotonic() - started
+                self._between_steps(signals)
+                p.seconds = time.monotonic() - started
+                if p.finished or self._due("save_every", p.step):
                     self.checkpoint()
                 self._leave_if_asked(signals)
-                if early:
+                if p.finished:
                     break
-            stream.close()
         self._write_folder(self.folder.final)
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """How the run stands."""
         p = self.progress
-        return Outcome(p.step, p.first, p.best, p.last, self.last_loss, p.tokens, p.seconds, early)
+        return Outcome(p.step, p.first, p.best, p.last, self.last_loss, p.tokens, p.seconds, p.stopped_early)
+
+    def _between_steps(self, signals: Signals) -> bool:
+        """Evaluate and sample where it is due and not yet done, see whether the run is over; return if aught was done."""
+        p = self.progress
+        before = (p.evaluated_at, p.sampled_at, p.finished)
+        end = p.step == self.job.total_steps
+        if p.evaluated_at != p.step and (p.step == 0 or end or self._due("eval_every", p.step)):
+            self._evaluate(signals)
+        if p.sampled_at != p.step and (p.step == 0 or end or self._due("sample_every", p.step)):
+            self._sample(signals)
+        self._leave_if_asked(signals)
+        p.finished = p.finished or end or p.stopped_early
+        return before != (p.evaluated_at, p.sampled_at, p.finished)
 
     def _step(self, batches: Sequence[Batch]) -> None:
         """One update over all micro-batches, their losses divided by the count of targets in all of them."""
@@ -188,14 +211,13 @@ class Training:
 
     # --- evaluation, samples -------------------------------------------------------------------------------------
 
-    def _evaluate(self, signals: Signals) -> bool:
-        """Evaluate and keep the best; return whether to stop early."""
-        if self.job.evaluate is None:
-            return False
-        result = self.job.evaluate(lambda: signals.received is not None)
+    def _evaluate(self, signals: Signals) -> None:
+        """Evaluate, keep the best and see whether to stop early; a signal cuts it short without a trace."""
+        result = self.job.evaluate(lambda: signals.received is not None) if self.job.evaluate else None
         if result is None:
-            return False
+            return
         p = self.progress
+        p.evaluated_at = p.step
         record = {"event": "evaluation", "step": p.step, **result.to_dict()}
         if not math.isfinite(result.loss):
             what = f"step {p.step}: the validation loss is {result.loss:g}"
@@ -210,11 +232,12 @@ class Training:
                 self._write_folder(self.folder.best)
         self.folder.append_metrics(record)
         self.listeners.tell(**record, best=better)
-        return bool(self.config.patience) and p.waited >= self.config.patience
+        p.stopped_early = 0 < self.config.patience <= p.waited
 
-    def _sample(self, force: bool = False) -> None:
-        if self.job.sample is None or (self.progress.step == 0 and not force):
+    def _sample(self, signals: Signals) -> None:
+        if self.job.sample is None or signals.received is not None:
             return
+        self.progress.sampled_at = self.progress.step
         for answer in self.job.sample():
             record = {"event": "sample", "step": self.progress.step, **answer}
             self.folder.append_metrics(record)
@@ -265,11 +288,14 @@ class Training:
             for name, p in named.items():
                 p.copy_(weights[name])
         self.optimizer.load_tensors(checkpoint.tensors("optimizer"), str(checkpoint.path))
-        self.progress = Progress(**checkpoint.state["progress"])
+        p = self.progress = progress_of(checkpoint, self.config, self.job.total_steps)
         loss = checkpoint.state.get("loss")
         self.last_loss = math.nan if loss is None else loss
         rng.restore(checkpoint.state["rng"])
-        self.folder.trim_metrics(self.progress.step)
+        self.folder.trim_metrics(
+            p.step,
+            {n for n, at in (("evaluation", p.evaluated_at), ("sample", p.sampled_at)) if at != p.step},
+        )
 
     def _leave_if_asked(self, signals: Signals) -> None:
         if signals.received is None:

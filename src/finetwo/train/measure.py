@@ -67,7 +67,9 @@ def measure(model: Model, data: Path, options: MeasureOptions, say: Callable[[st
         if options.answer_tokens:
             figures |= _exact_match(replace(model, template=template), examples, options.answer_tokens)
     unit = "chunks" if task.layout == "stream" else "records"
-    figures["protocol"] = f"{unit} of at most {length} tokens, part {options.part}, sum of losses / sum of tokens, float32"
+    figures["protocol"] = (
+        f"{unit} of at most {length} tokens, part {options.part}, sum of losses / sum of tokens, float32"
+    )
     return figures
 
 

@@ -98,4 +98,4 @@ class Optimizer:
                 )
             part, p = owners[name]
             same = slot != "step"
-            part.state[p][slot] = value.to(p.device, p.dtype).clone() if same else value.float().clone()
+            part.state[p][slot] = value.to(p.device, p.dtype if same else torch.float32).clone()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetwo.core.config import RowsConfig, TrainConfig
+from finetwo.core.config import RowsConfig, TrainConfig, to_dict
 from finetwo.core.errors import InputError
 from finetwo.data.cache import Chunks, Corpus, build_corpus, corpus_key
 from finetwo.data.columns import Columns, detect_columns, select
@@ -25,6 +25,8 @@ from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
+_USUAL = {"Dolly": "dolly", "prompt/completion": "plain"}
+"""The template that goes with a known arrangement of columns."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def make_template(
             raise InputError("--template", f"the task {task.name} has no prompt", wanted, "leave --template out")
         return None
     if wanted is None:
-        return stored or Template.named(task.template)
+        return stored or Template.named(_USUAL.get(columns.layout, task.template))
     if "{" not in wanted and (Path(wanted).is_file() or wanted.endswith((".txt", ".template"))):
         path = Path(wanted)
         if not path.is_file():
@@ -100,7 +102,7 @@ def make_template(
         template = Template.parse(wanted.replace("\\n", "\n"))
     else:
         return Template.named(wanted)
-    roles = {name: role for role, name in columns.roles.items()}
+    roles = {name: role for role, name in columns.roles.items() if role != "completion"}  # a prompt holds no answer
     template.check_fields([*roles, *known])
     return template.rename(roles)
 
@@ -182,7 +184,7 @@ def prepare_stream(
 ) -> Prepared:
     """Turn documents into chunks of `max_length` tokens of a memory-mapped stream kept in `folder`."""
     files = find_files(Path(data)) if isinstance(data, str | Path) else {}
-    settings = [config.rows.split, config.rows.limit, config.rows.columns.text, config.rows.encoding, config.seed]
+    settings = [to_dict(config.rows), config.seed]
     key = corpus_key([p for group in files.values() for p in group], tokenizer, settings) if files else ""
     names = ("train", "validation", "test")
     corpora = {n: Corpus.open(folder / n, key) for n in names} if key else {}
@@ -222,14 +224,12 @@ def _build_corpora(
 ) -> dict[str, Corpus | None]:
     found: dict[str, Corpus | None] = {}
     if "validation" in files and config.rows.split is None:
-        documents: dict[str, Callable[[], Iterator[str]]] = {
-            n: (lambda paths=paths: _texts(paths, config.rows, say)) for n, paths in files.items()
-        }  # type: ignore[misc]
+        documents = {n: _texts(paths, config.rows, say) for n, paths in files.items()}
     else:
         splits = _split_documents(data, config, say)
-        documents = {n: (lambda texts=texts: iter(texts)) for n, texts in splits.items() if texts}  # type: ignore[misc]
-    for name, texts in documents.items():
-        build_corpus(folder / name, key, texts(), tokenizer)
+        documents = {n: iter(texts) for n, texts in splits.items() if texts}
+    for name in sorted(documents, key="train".__eq__):  # train last: its being there says that all are
+        build_corpus(folder / name, key, documents[name], tokenizer)
         found[name] = Corpus.open(folder / name)
     return found
 

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+
+def _tell(line: bytes) -> None:
+    """Write to stderr past Python's buffers: the signal may come in the midst of a write, or because stderr is gone."""
+    with suppress(OSError):
+        os.write(2, line)
 
 
 class Signals:
@@ -22,18 +28,17 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            sys.stderr.write("\nstopped at once; the last checkpoint is good\n")
-            sys.stderr.flush()
+            _tell(b"\nstopped at once; the last checkpoint is good\n")
             os._exit(128 + number)
         self.received = number
-        sys.stderr.write("\nstopping after this step and saving; once more to stop at once\n")
-        sys.stderr.flush()
+        _tell(b"\nstopping after this step and saving; once more to stop at once\n")
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
-                if number is not None:
+                ignored = name == "SIGHUP" and number is not None and signal.getsignal(number) is signal.SIG_IGN
+                if number is not None and not ignored:  # under nohup a lost terminal is no wish to stop
                     self._before[number] = signal.signal(number, self._handle)
         return self
 

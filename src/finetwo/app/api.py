@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from numbers import Integral, Real
+from pathlib import PurePath
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
@@ -41,13 +44,43 @@ def _set(target: Any, path: list[str], value: Any, name: str) -> Any:
             name, "unknown setting", None, f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
         )
     current = getattr(target, path[0])
-    if len(path) > 1:
+    if len(path) > 1 and is_dataclass(current):
         value = _set(current, path[1:], value, name)
     elif is_dataclass(current) and isinstance(value, dict):
         for key, inner in value.items():
-            current = _set(current, key.split("."), inner, f"{name}.{key}")
+            current = _set(current, str(key).split("."), inner, f"{name}.{key}")
         value = current
+    elif len(path) > 1:
+        raise InputError(name, f"{path[0]} is one setting, not a group", None, f"give {path[0]}")
+    else:
+        value = _typed(get_type_hints(type(target))[path[0]], value, name)
     return replace(target, **{path[0]: value})
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """Return `value` as the type of its setting; InputError says what is wanted."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kind = kinds[0]
+    if value is None and type(None) in kinds:
+        return None
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise InputError(name, "must be one of " + ", ".join(get_args(kind)), value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if kind is int and isinstance(value, Integral) and is_number:
+        return int(value)
+    if kind is float and is_number:
+        return float(value)
+    if kind is str and (is_number or isinstance(value, str | PurePath)):
+        return str(value)
+    if get_origin(kind) is list and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return list(value)
+    if isinstance(kind, type) and (kind is bool or is_dataclass(kind)) and isinstance(value, kind):
+        return value
+    other = "a list of texts" if get_origin(kind) else "a dictionary"
+    wanted = {int: "an integer", float: "a number", bool: "True or False", str: "text"}.get(kind, other)
+    raise InputError(name, f"must be {wanted}", value)
 
 
 def train(data: object, **settings: Any) -> Report:

@@ -1,0 +1,106 @@
+"""The order of training: every record once an epoch, each epoch another order, nothing remembered."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetwo.data.batch import Batch
+from finetwo.data.loader import InMemory, Loader, ahead
+from finetwo.data.sequences import Sequence
+
+
+def records(count: int) -> InMemory:
+    """Record i is the one token i."""
+    return InMemory([Sequence(np.array([i], dtype=np.int32), np.array([i], dtype=np.int32)) for i in range(count)])
+
+
+def seen(batches: list[Batch]) -> list[int]:
+    return [int(t) for b in batches for t in b.tokens.ravel()]
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
+def test_every_record_once_an_epoch(count: int, batch_size: int, accum: int, seed: int) -> None:
+    loader = Loader(records(count), batch_size, accum, None, seed)
+    assert loader.steps_per_epoch == -(-count // (batch_size * accum))
+    for epoch in range(2):
+        steps = range(epoch * loader.steps_per_epoch, (epoch + 1) * loader.steps_per_epoch)
+        batches = [loader.batches(step) for step in steps]
+        assert sorted(i for b in batches for i in seen(b)) == list(range(count))
+        assert all(1 <= len(b) <= accum and all(p.tokens.size <= batch_size for p in b) for b in batches)
+        assert all(sum(p.tokens.size for p in b) == batch_size * accum for b in batches[:-1])
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [
+        [i for step in range(e * 10, e * 10 + 10) for i in Loader(records(30), 3, 1, None, seed).indices(step)]
+        for seed in (0, 1)
+        for e in range(3)
+    ]
+    assert len({tuple(o) for o in orders}) == 6
+    assert all(sorted(o) == list(range(30)) and o != list(range(30)) for o in orders)
+
+
+def test_a_step_needs_no_history() -> None:
+    walked, jumping = Loader(records(11), 2, 2, None, 5), Loader(records(11), 2, 2, None, 5)
+    wanted = [seen(walked.batches(step)) for step in range(9)]
+    for step in (8, 0, 5, 2, 2, 7, 3):
+        assert seen(jumping.batches(step)) == wanted[step] == seen(Loader(records(11), 2, 2, None, 5).batches(step))
+        assert jumping.indices(step) == wanted[step]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers: int) -> None:
+    loader = Loader(records(13), 2, 2, None, 1)
+    wanted = [seen(b) for b in Loader(records(13), 2, 2, None, 1).stream(2, 12, 0)]
+    assert [seen(b) for b in loader.stream(2, 12, workers)] == wanted and len(wanted) == 10
+
+
+def test_each_epoch_is_told_to_the_data() -> None:
+    class Changing(InMemory):
+        def get(self, index: int, epoch: int) -> Sequence:
+            return Sequence(np.array([epoch], dtype=np.int32), np.array([0], dtype=np.int32))
+
+    loader = Loader(Changing(records(4).sequences), 2, 1, None, 0)
+    assert [seen(loader.batches(step)) for step in range(5)] == [[0, 0], [0, 0], [1, 1], [1, 1], [2, 2]]
+
+
+def test_packing_is_passed_on() -> None:
+    data = InMemory([Sequence(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)) for n in (2, 5)])
+    assert Loader(data, 2, 1, None, 0).batches(0)[0].packed
+    assert not Loader(data, 2, 1, False, 0).batches(0)[0].packed
+
+
+def test_workers_prepare_ahead_but_not_without_limit() -> None:
+    started: list[int] = []
+
+    def prepare(step: int) -> list[Batch]:
+        started.append(step)
+        return []
+
+    stream = ahead(prepare, range(100), 2)
+    next(stream)
+    time.sleep(0.1)
+    assert len(started) <= 6
+    stream.close()
+    assert len(started) <= 6
+    assert not any(t.name.startswith("finetwo-data") for t in threading.enumerate())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fault_in_a_worker_is_raised_at_its_step(workers: int) -> None:
+    def prepare(step: int) -> list[Batch]:
+        if step == 3:
+            raise ValueError("bad record")
+        return []
+
+    done = []
+    with pytest.raises(ValueError, match="bad record"):
+        for step, _ in enumerate(ahead(prepare, range(9), workers)):
+            done.append(step)
+    assert done == [0, 1, 2]
