@@ -36,7 +36,13 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-QUICK: dict[str, Any] = {"template": "plain", "batch_size": 4, "eval_every": "0", "save_every": "0", "sample_every": "0"}
+QUICK: dict[str, Any] = {
+    "template": "plain",
+    "batch_size": 4,
+    "eval_every": "0",
+    "save_every": "0",
+    "sample_every": "0",
+}
 """Settings of a run with nothing but steps."""
 MICRO: dict[str, Any] = {
     "template": "plain",

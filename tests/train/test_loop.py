@@ -43,7 +43,9 @@ def hf_loss(model: Any, tokenizer: Tokenizer, rows: list[dict[str, str]]) -> tup
 
 
 @pytest.mark.parametrize(("batch_size", "grad_accum"), [(1, 4), (2, 2), (3, 1)])
-def test_accumulated_micro_batches_equal_one_batch(base: Path, tmp_path: Path, batch_size: int, grad_accum: int) -> None:
+def test_accumulated_micro_batches_equal_one_batch(
+    base: Path, tmp_path: Path, batch_size: int, grad_accum: int
+) -> None:
     """Seed fault 0.22 (mean of means): 11 records in steps of 4, the last window of the epoch holding 3."""
     rows = records(15)
     settings = STEADY | {"rows": SPLIT, "max_steps": 5}
@@ -158,7 +160,13 @@ def test_lora_equals_a_plain_peft_loop(base: Path, tmp_path: Path, tiny_tokenize
     with torch.no_grad():
         for name, p in model.named_parameters():
             if ".lora_" in name:
-                p.copy_(start[name.removeprefix("base_model.model.").replace(".lora_", ".adapter.lora_").replace(".default", "")])
+                p.copy_(
+                    start[
+                        name.removeprefix("base_model.model.")
+                        .replace(".lora_", ".adapter.lora_")
+                        .replace(".default", "")
+                    ]
+                )
     expected = plain_loop(model, tiny_tokenizer, rows[:11], 10, settings)
     assert step_losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
     assert expected[-1] < expected[0] - 0.02
@@ -168,7 +176,14 @@ def test_lora_equals_a_plain_peft_loop(base: Path, tmp_path: Path, tiny_tokenize
 
 def test_clip_bounds_the_gradient(base: Path, tmp_path: Path) -> None:
     """With epsilon 1 the first AdamW update is nearly the gradient itself, so its length is the clip's."""
-    settings: dict[str, Any] = {"rows": SPLIT, "max_steps": 1, "adam_eps": 1.0, "lr": 1.0, "weight_decay": 0, "warmup": 0}
+    settings: dict[str, Any] = {
+        "rows": SPLIT,
+        "max_steps": 1,
+        "adam_eps": 1.0,
+        "lr": 1.0,
+        "weight_decay": 0,
+        "warmup": 0,
+    }
     before = weights(base)
     length = {}
     for clip in (0.01, 0.0):
@@ -216,7 +231,13 @@ def test_sample_generations_change_nothing(base: Path, tmp_path: Path) -> None:
     sampling = {"max_new_tokens": 5, "temperature": 1.0}
     quick(records(15), base, tmp_path / "plain", **settings)
     quick(
-        records(15), base, tmp_path / "sampled", sample_prompts=str(prompts), sample_every="1", sampling=sampling, **settings
+        records(15),
+        base,
+        tmp_path / "sampled",
+        sample_prompts=str(prompts),
+        sample_every="1",
+        sampling=sampling,
+        **settings,
     )
     assert gap(weights(tmp_path / "plain/final"), weights(tmp_path / "sampled/final")) == 0.0
     samples = [m for m in metrics(tmp_path / "sampled") if m["event"] == "sample"]
@@ -226,7 +247,9 @@ def test_sample_generations_change_nothing(base: Path, tmp_path: Path) -> None:
 
 def test_workers_do_not_change_the_run(base: Path, tmp_path: Path) -> None:
     for workers in (0, 3):
-        quick(records(15), base, tmp_path / str(workers), rows=SPLIT, max_steps=6, workers=workers, lr=1e-2, dropout=0.1)
+        quick(
+            records(15), base, tmp_path / str(workers), rows=SPLIT, max_steps=6, workers=workers, lr=1e-2, dropout=0.1
+        )
     assert gap(weights(tmp_path / "0/final"), weights(tmp_path / "3/final")) == 0.0
 
 

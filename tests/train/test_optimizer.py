@@ -160,10 +160,7 @@ def test_parameter_summary_of_the_published_shape() -> None:
 
     with torch.device("meta"):
         net = Network(SIZES["gpt2"])
-        for module in net.modules():
-            module.requires_grad_(False)
-    rank, width = 8, 768
-    per_block = rank * (width + 3 * width) + rank * (width + width) + rank * (4 * width + width)
-    assert sum(p.numel() for p in net.parameters()) == 124_439_808
-    assert 12 * (rank * (width + 3 * width) + rank * (2 * width)) == 442_368
-    assert per_block > 0
+        net.add_lora(LoraConfig(rank=8))
+    net.freeze_all_but_lora()
+    learn = sum(p.numel() for p in trainable(net).values())
+    assert (learn, sum(p.numel() for p in net.parameters()) - learn) == (442_368, 124_439_808)

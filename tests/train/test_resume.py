@@ -15,6 +15,7 @@ from tests.train.support import MICRO, At, Recorder, digest, losses, metrics, re
 
 from finetwo import train
 from finetwo.core.errors import InputError, Stopped
+from finetwo.data.loader import Loader
 from finetwo.store.checkpoint import list_checkpoints, open_checkpoint
 from finetwo.train import job as job_module
 from finetwo.train import rng
@@ -87,8 +88,9 @@ def test_stopped_and_resumed_is_bit_identical(
     assert losses(run) == losses(whole)
 
 
-def test_random_state_matters_to_the_comparison(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 reference: Callable[..., Path]) -> None:
+def test_random_state_matters_to_the_comparison(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Callable[..., Path]
+) -> None:
     """Seed fault 0.16 (RNG not saved), planted: without it the final weights differ, so the test above can fail."""
     stopped(data, base, tmp_path / "run", stop_at(4))
     monkeypatch.setattr(rng, "restore", lambda state: None)
@@ -102,8 +104,8 @@ def test_stop_during_an_evaluation_makes_up_for_it(
     """A signal in the midst of an evaluation (also the last one) cuts it short; after resuming nothing is missing or double."""
     run, real = tmp_path / "run", job_module.evaluate
     steps = [m["step"] for m in metrics(reference("full")) if m["event"] == "evaluation"]
-    for cut in (steps[1], steps[-1]):
-        calls = {"left": 1 + steps.index(cut) - (0 if cut == steps[1] else 1 + steps.index(steps[1]) - 1)}
+    for cut, before in ((steps[1], 1), (steps[-1], len(steps) - 2)):  # evaluations that go well before the one cut
+        calls = {"left": before + 1}
 
         def evaluate(*args: Any, calls: dict[str, int] = calls, **kwargs: Any) -> Any:
             calls["left"] -= 1
@@ -259,7 +261,9 @@ def test_resume_from_a_named_checkpoint(base: Path, data: Path, tmp_path: Path, 
     assert digest(run / "final") == digest(reference("full") / "final")
 
 
-def test_resume_from_a_checkpoint_that_is_not_there_lists_those_that_are(base: Path, data: Path, tmp_path: Path) -> None:
+def test_resume_from_a_checkpoint_that_is_not_there_lists_those_that_are(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
     """Bad input 29."""
     run = tmp_path / "run"
     stopped(data, base, run, stop_at(5))
@@ -355,13 +359,53 @@ def test_resume_refuses_a_changed_template_file(base: Path, data: Path, tmp_path
     assert " template: " in refused(base, data, tmp_path / "run", template=str(template))
 
 
-def test_what_does_not_change_the_result_may_differ(base: Path, data: Path, tmp_path: Path, reference: Callable[..., Path]) -> None:
+def test_what_does_not_change_the_result_may_differ(
+    base: Path, data: Path, tmp_path: Path, reference: Callable[..., Path]
+) -> None:
     run = tmp_path / "run"
     stopped(data, base, run, stop_at(3))
     moved = tmp_path / "elsewhere"
     run.rename(moved)
     micro(data, base, moved, workers=2, keep=1, save_every="3", track=["csv"], sample_every="0")
     assert digest(moved / "final") == digest(reference("full") / "final")
+
+
+def test_no_record_is_missing_or_double_over_many_deaths(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise T3 and seed fault 0.13: each epoch sees every record once, in an order of its own, however often it died."""
+    seen: dict[int, list[int]] = {}
+    real = Loader.batches
+
+    def batches(self: Loader, step: int) -> Any:
+        seen[step] = self.indices(step)
+        return real(self, step)
+
+    monkeypatch.setattr(Loader, "batches", batches)
+    micro(data, base, tmp_path / "whole")
+    wanted, seen = seen, {}
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    # unsaved deaths at the first batch, before and after a save, at the end of an epoch, right after resuming
+    for event, step in (
+        ("step", 1),
+        ("step", 3),
+        ("step", 3),
+        ("step", 5),
+        ("evaluation", 6),
+        ("step", 7),
+        ("step", 14),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            micro(data, base, tmp_path / "run", listeners=[At(event, step, die)])
+    micro(data, base, tmp_path / "run")
+    assert seen == wanted
+    orders = [[i for step in range(5 * e, 5 * e + 5) for i in seen[step]] for e in range(3)]
+    assert all(sorted(order) == list(range(25)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -415,7 +459,12 @@ def test_every_file_of_a_checkpoint_is_checked(base: Path, data: Path, tmp_path:
     stopped(data, base, run, stop_at(3))
     path = run / "checkpoint-3" / name
     whole = path.read_bytes()
-    for broken in (whole[:-1], whole + b" ", whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :], b""):
+    for broken in (
+        whole[:-1],
+        whole + b" ",
+        whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+        b"",
+    ):
         path.write_bytes(broken)
         with pytest.raises(InputError) as caught:
             micro(data, base, run, resume=str(run / "checkpoint-3"))
@@ -429,7 +478,9 @@ def test_checkpoint_of_a_newer_format_is_named(base: Path, data: Path, tmp_path:
     run = tmp_path / "run"
     stopped(data, base, run, stop_at(3))
     manifest = run / "checkpoint-3/manifest.json"
-    manifest.write_bytes(manifest.read_bytes().replace(b'"format": 1', b'"format": 2').replace(b'"format":1', b'"format":2'))
+    manifest.write_bytes(
+        manifest.read_bytes().replace(b'"format": 1', b'"format": 2').replace(b'"format":1', b'"format":2')
+    )
     with pytest.raises(InputError, match="newer format"):
         micro(data, base, run, resume=str(run / "checkpoint-3"))
 

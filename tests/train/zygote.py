@@ -41,7 +41,9 @@ class Zygote:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, words: list[Any], number: int = 0, delay: float = -1.0, steps: int = -1, again: float = -1.0) -> Ended:
+    def run(
+        self, words: list[Any], number: int = 0, delay: float = -1.0, steps: int = -1, again: float = -1.0
+    ) -> Ended:
         """Run `finetwo WORDS`; send signal `number` after `delay` seconds, or once `steps` steps are in the log.
 
         With `again`, the same signal is sent once more so many seconds later.
@@ -80,6 +82,7 @@ def _child(request: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 70
     try:
+        os.write(request["ready"], b"!")
         code = main(request["words"])
         sys.stdout.flush()
         sys.stderr.flush()
@@ -89,10 +92,14 @@ def _child(request: dict[str, Any]) -> None:
 
 def _trial(request: dict[str, Any]) -> dict[str, Any]:
     sys.stdout.flush()
-    started = time.monotonic()
+    ready, say_ready = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(request)
+        _child(request | {"ready": say_ready})
+    os.read(ready, 1)  # the clock starts when the command line does: a signal during the fork itself would be lost
+    for end in (ready, say_ready):
+        os.close(end)
+    started = time.monotonic()
     number, delay, steps, sent, times = request["number"], request["delay"], request["steps"], 0.0, 0
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)

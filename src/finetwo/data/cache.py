@@ -38,8 +38,8 @@ class CorpusInfo:
     sha256: str
 
 
-# Before a line break or a single blank that a letter or digit follows, GPT-2's cut before merging always cuts.
-_CUT = re.compile(r"(?:\n|(?<=\S) )(?=[^\W_])")
+# Before a line break or blank that a letter or digit follows, GPT-2's cut before merging always cuts.
+_CUT = re.compile(r"[\n ](?=[^\W_])")
 
 
 def paragraphs(text: str, target: int = 1 << 16) -> Iterator[str]:

@@ -43,6 +43,7 @@ from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task, make_template, prepare_records, prepare_stream
 from finetwo.train.report import Report
 from finetwo.train.rng import seed_all
+from finetwo.train.signals import Preparing
 
 Say = Callable[[str], None]
 ENVIRONMENT = "environment.json"
@@ -115,7 +116,7 @@ def train(
     start = _fresh_start(config, say) if task.fresh else _given_start(config)
     config = _settle(config, start.network.config, task)
     needed = 4 * 4 * sum(p.numel() for p in start.network.parameters()) if not config.lora.enabled else 64 << 20
-    with RunFolder.open(Path(config.out), needed, inputs) as folder:
+    with Preparing(), RunFolder.open(Path(config.out), needed, inputs) as folder:
         return _run(config, data, task, start, device, folder, say, listeners)
 
 
@@ -345,13 +346,12 @@ def _evaluator(
 ) -> Callable[[Callable[[], bool]], Any] | None:
     validation = prepared.validation
     if validation is None:
-        if config.patience:
-            raise InputError(
-                "--patience",
-                "there is no validation data to watch",
-                config.patience,
-                "give a validation file or --rows.split",
-            )
+        unset = TrainConfig()
+        for name, idle in (("patience", ()), ("eval_every", ("0",)), ("eval_limit", ())):
+            value = getattr(config, name)
+            if value != getattr(unset, name) and value not in idle:
+                fix = f"give a validation file or --rows.split, or leave --{name} out"
+                raise InputError(f"--{name}", "there is no validation data", value, fix)
         say("no validation data: the run cannot tell the best step, and keeps the last")
         return None
     lengths = byte_lengths(model.tokenizer)

@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from finetwo.core.errors import Stopped
+
 
 def _tell(line: bytes) -> None:
     """Write to stderr past Python's buffers: the signal may come in the midst of a write, or because stderr is gone."""
@@ -33,9 +35,11 @@ class Signals:
         self.received = number
         _tell(b"\nstopping after this step and saving; once more to stop at once\n")
 
+    _names = ("SIGINT", "SIGTERM", "SIGHUP")
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            for name in self._names:
                 number = getattr(signal, name, None)
                 ignored = name == "SIGHUP" and number is not None and signal.getsignal(number) is signal.SIG_IGN
                 if number is not None and not ignored:  # under nohup a lost terminal is no wish to stop
@@ -45,3 +49,12 @@ class Signals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+class Preparing(Signals):
+    """While active, SIGTERM and SIGHUP raise `Stopped` at once, as Ctrl-C raises KeyboardInterrupt: no step is half done."""
+
+    _names = ("SIGTERM", "SIGHUP")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, "stopped outside of the steps; what was saved stays", "run the same command again")
