@@ -226,14 +226,14 @@ def test_eval_limit_bounds_the_validation_set(base: Path, tmp_path: Path) -> Non
 
 
 def test_patience_without_validation_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--patience.*no validation data"):
+    with pytest.raises(InputError, match=r"--patience.*no validation data"):
         quick(records(5), base, tmp_path / "run", patience=2, max_steps=1)
     assert not (tmp_path / "run").exists()
 
 
 def test_eval_every_without_validation_is_refused(base: Path, tmp_path: Path) -> None:
     """Bad input 18: the wish to evaluate is told from the default, which says aloud that it cannot."""
-    with pytest.raises(InputError, match="--eval_every.*no validation data"):
+    with pytest.raises(InputError, match=r"--eval_every.*no validation data"):
         quick(records(5), base, tmp_path / "run", eval_every="50", max_steps=1)
     assert not (tmp_path / "run").exists()
     said: list[str] = []

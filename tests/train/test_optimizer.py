@@ -45,7 +45,7 @@ def test_decay_shrinks_matrices_only(kind: Any) -> None:
 
 
 def test_adam_eps_reaches_the_update() -> None:
-    """The first AdamW update is g / (|g| + eps): of length near the rate for a small epsilon, near g / eps for a large."""
+    """The first AdamW update is g / (|g| + eps): near the rate for a small epsilon, near g / eps for a large one."""
     moved = {}
     for eps in (1e-8, 1e3):
         net = network()

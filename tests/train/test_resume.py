@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from tests.train.support import MICRO, At, Recorder, digest, losses, metrics, records, snapshot, write_jsonl
 
-
 from finetwo import train
 from finetwo.core.errors import InputError, Stopped
 from finetwo.data.loader import Loader
@@ -101,7 +100,7 @@ def test_random_state_matters_to_the_comparison(
 def test_stop_during_an_evaluation_makes_up_for_it(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Callable[..., Path]
 ) -> None:
-    """A signal in the midst of an evaluation (also the last one) cuts it short; after resuming nothing is missing or double."""
+    """A signal in the midst of an evaluation (also the last one) cuts it short; resuming makes up for it, once."""
     run, real = tmp_path / "run", job_module.evaluate
     steps = [m["step"] for m in metrics(reference("full")) if m["event"] == "evaluation"]
     for cut, before in ((steps[1], 1), (steps[-1], len(steps) - 2)):  # evaluations that go well before the one cut
@@ -373,7 +372,7 @@ def test_what_does_not_change_the_result_may_differ(
 def test_no_record_is_missing_or_double_over_many_deaths(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Promise T3 and seed fault 0.13: each epoch sees every record once, in an order of its own, however often it died."""
+    """Promise T3 and seed fault 0.13: each epoch sees every record once, in its own order, through seven deaths."""
     seen: dict[int, list[int]] = {}
     real = Loader.batches
 

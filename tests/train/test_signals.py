@@ -18,8 +18,8 @@ from finetwo.core.files import json_bytes, write_json
 from finetwo.store.checkpoint import list_checkpoints
 
 MICRO = (
-    "--template plain --batch_size 2 --grad_accum 3 --dropout 0.1 --lr 3e-3 --schedule cosine --packing true --epochs 3 "
-    "--eval_every 3 --save_every 2 --rows.split train:25,validation:5 --seed 11"
+    "--template plain --batch_size 2 --grad_accum 3 --dropout 0.1 --lr 3e-3 --schedule cosine --packing true "
+    "--epochs 3 --eval_every 3 --save_every 2 --rows.split train:25,validation:5 --seed 11"
 ).split()
 KINDS = {
     "full": [],

@@ -232,6 +232,8 @@ class TrainConfig:
     """Comma-separated parameter names or prefixes that are not trained, e.g. 'wte,wpe'."""
     size: str | None = None
     """Shape for pretrain: layers,width,heads."""
+    context: int | None = None
+    """Context of the network for pretrain (default: max_length, or the named size's)."""
     tokenizer: str | None = None
     """Tokenizer folder for pretrain with --size."""
     post_norm: bool = False

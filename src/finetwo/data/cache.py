@@ -169,16 +169,18 @@ class Chunks:
 
 
 def with_copies(row: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
-    """Return `row` with spans of 4 to 39 tokens repeated a little later, until its end."""
+    """Return `row` with spans of 4 to 39 tokens written again one to three times, up to 23 tokens later each."""
     row = row.copy()
     at = int(rng.integers(0, 16))
     while True:
         size, gap = int(rng.integers(4, 40)), int(rng.integers(0, 24))
-        target = at + size + gap
-        if target + size > len(row):
-            return row
-        row[target : target + size] = row[at : at + size]
-        at = target + size + int(rng.integers(0, 16))
+        span = row[at : at + size].copy()
+        for _ in range(int(rng.integers(1, 4))):
+            at += size + gap
+            if at + size > len(row):
+                return row
+            row[at : at + size] = span
+        at += size + int(rng.integers(0, 8))
 
 
 def corpus_key(files: Iterable[Path], tokenizer: Tokenizer, settings: object) -> str:

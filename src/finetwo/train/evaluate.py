@@ -71,7 +71,7 @@ def _all_targets(sequence: Sequence) -> NDArray[np.int32]:
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
     network: Network,
     data: Sequences,
     batch_size: int,

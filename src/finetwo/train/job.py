@@ -39,6 +39,7 @@ from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import byte_lengths, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training, progress_of
+from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task, make_template, prepare_records, prepare_stream
 from finetwo.train.report import Report
@@ -47,6 +48,8 @@ from finetwo.train.signals import Preparing
 
 Say = Callable[[str], None]
 ENVIRONMENT = "environment.json"
+_DISK_PER_PARAMETER = 32
+"""Bytes that must be free: two checkpoints (weights and two moments each), best/ and final/."""
 _PACKAGES = ("finetwo", "torch", "numpy", "tokenizers", "tiktoken")
 # What may differ between the first start and a resume without changing the result.
 _FREE = {
@@ -105,19 +108,21 @@ def train(
         raise InputError("--data", "no data given", None, "finetwo train DATA, or --data DATA")
     config = replace(config, data=str(data) if isinstance(data, str | Path) else None)
     config.check()
-    device = pick_device(config.device)
+    pick_device(config.device)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     task = detect_task(config, data)
     config = _decide(replace(config, task=cast(TaskName, task.name)), task, data, say)
     assert config.out is not None
+    out = Path(config.out)
     inputs = [Path(config.data)] if config.data else []
     seed_all(config.seed)
     start = _fresh_start(config, say) if task.fresh else _given_start(config)
     config = _settle(config, start.network.config, task)
-    needed = 4 * 4 * sum(p.numel() for p in start.network.parameters()) if not config.lora.enabled else 64 << 20
-    with Preparing(), RunFolder.open(Path(config.out), needed, inputs) as folder:
-        return _run(config, data, task, start, device, folder, say, listeners)
+    size = sum(p.numel() for p in start.network.parameters())
+    needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
+    with Preparing(), RunFolder.open(out, needed, inputs) as folder:
+        return _run(config, data, task, start, folder, say, listeners)
 
 
 def _run(
@@ -125,12 +130,12 @@ def _run(
     data: object,
     task: Task,
     start: Start,
-    device: torch.device,
     folder: RunFolder,
     say: Say,
     extra: Sequence[Listener],
 ) -> Report:
     assert config.max_length is not None and config.lr is not None
+    device = pick_device(config.device)
     prepared = _prepare(config, data, task, start, folder, say)
     base_digest = state_digest(start.network.state()) if not task.fresh else "fresh"
     model = _model(config, start, prepared)
@@ -140,9 +145,12 @@ def _run(
     loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
     say(
-        f"plan: {total:,} steps of {config.batch_size * config.grad_accum} records ({loader.steps_per_epoch:,} steps an epoch), lr {config.lr:g}, {config.precision}, {device}"
+        f"plan: {total:,} steps of {config.batch_size * config.grad_accum} records ({loader.steps_per_epoch:,} steps "
+        f"an epoch), lr {config.lr:g}, {config.precision}, {device}"
     )
     learn = sum(p.numel() for p in trainable(model.network).values())
+    if device.type == "cpu":
+        check_memory(12 * learn, f"the gradients and moments of {learn:,} parameters")
     held = sum(p.numel() for p in model.network.parameters()) - learn
     say(f"trainable {learn:,}, frozen {held:,}" + (f" ({frozen:,} by --freeze)" if frozen else ""))
     fingerprint = _fingerprint(config, prepared, start, base_digest, total)
@@ -207,7 +215,7 @@ def _decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainCon
             "leave --lora out, or give --task style",
         )
     if not task.fresh:
-        for name in ("size", "tokenizer"):
+        for name in ("size", "tokenizer", "context"):
             if getattr(config, name) is not None:
                 raise InputError(
                     f"--{name}", f"only for --task pretrain; this is {task.name}", getattr(config, name), "leave it out"
@@ -291,13 +299,15 @@ def _fresh_start(config: TrainConfig, say: Say) -> Start:
         shape,
         vocab_size=tokenizer.vocab_size,
         eos_token_id=tokenizer.eot,
-        n_positions=config.max_length or shape.n_positions,
+        n_positions=config.context or config.max_length or shape.n_positions,
         post_norm=config.post_norm,
     )
     shape.check("--size")
+    check_memory(16 * shape.parameters, f"a network of {shape.parameters:,} parameters")
     network = Network.fresh(shape, config.seed)
     say(
-        f"fresh network: {shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads, context {shape.n_positions}, vocabulary {shape.vocab_size:,}: {shape.parameters:,} parameters"
+        f"fresh network: {shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads, context "
+        f"{shape.n_positions}, vocabulary {shape.vocab_size:,}: {shape.parameters:,} parameters"
     )
     return Start(network, tokenizer, Extras(), config.size or config.model, folder)
 

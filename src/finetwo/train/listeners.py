@@ -68,7 +68,7 @@ _BUILT_IN: dict[str, Callable[[Path], Listener]] = {"csv": CsvListener}
 
 
 def make_listener(name: str, run: Path) -> Listener:
-    """Return the listener called `name`: built in, or of the entry-point group `finetwo.listeners`; InputError lists them."""
+    """Return the listener `name`: built in, or of the entry-point group `finetwo.listeners`; InputError lists them."""
     if name in _BUILT_IN:
         return _BUILT_IN[name](run)
     found = {e.name: e for e in entry_points(group="finetwo.listeners")}

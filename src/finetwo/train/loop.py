@@ -150,7 +150,10 @@ class Training:
         return Outcome(p.step, p.first, p.best, p.last, self.last_loss, p.tokens, p.seconds, p.stopped_early)
 
     def _between_steps(self, signals: Signals) -> bool:
-        """Evaluate and sample where it is due and not yet done, see whether the run is over; return if aught was done."""
+        """Evaluate and sample where it is due and not yet done, and see whether the run is over.
+
+        Returns whether any of this changed what a checkpoint remembers.
+        """
         p = self.progress
         before = (p.evaluated_at, p.sampled_at, p.finished)
         end = p.step == self.job.total_steps
@@ -171,7 +174,7 @@ class Training:
             tokens, positions, targets = to_device(batch, self.device)
             with autocast(self.config.precision, self.device):
                 loss, _ = self.job.network.loss(tokens, positions, targets, attend_for(batch, positions))
-            (loss / count).backward()  # type: ignore[no-untyped-call]
+            (loss / count).backward()
             total += loss.detach()
         loss_value = float(total) / count
         limit = self.config.clip or math.inf
@@ -204,7 +207,10 @@ class Training:
         self.optimizer.zero_grad()
         records = [self.job.where_of(i) for i in self.job.loader.indices(step)]
         shown = ", ".join(records[:3]) + (f" and {len(records) - 3} more" if len(records) > 3 else "")
-        what = f"step {step + 1}: loss {loss:g}, gradient norm {norm:g} at learning rate {self.job.lr * rate:g} on {shown}; the weights were not changed"
+        what = (
+            f"step {step + 1}: loss {loss:g}, gradient norm {norm:g} at learning rate {self.job.lr * rate:g} "
+            f"on {shown}; the weights were not changed"
+        )
         raise NumericError(
             "train", what, None, "lower --lr, set --clip 1, or look at these records; the last checkpoint is good"
         )
@@ -288,14 +294,12 @@ class Training:
             for name, p in named.items():
                 p.copy_(weights[name])
         self.optimizer.load_tensors(checkpoint.tensors("optimizer"), str(checkpoint.path))
-        p = self.progress = progress_of(checkpoint, self.config, self.job.total_steps)
+        done = self.progress = progress_of(checkpoint, self.config, self.job.total_steps)
         loss = checkpoint.state.get("loss")
         self.last_loss = math.nan if loss is None else loss
         rng.restore(checkpoint.state["rng"])
-        self.folder.trim_metrics(
-            p.step,
-            {n for n, at in (("evaluation", p.evaluated_at), ("sample", p.sampled_at)) if at != p.step},
-        )
+        events = (("evaluation", done.evaluated_at), ("sample", done.sampled_at))
+        self.folder.trim_metrics(done.step, {name for name, at in events if at != done.step})
 
     def _leave_if_asked(self, signals: Signals) -> None:
         if signals.received is None:
@@ -304,7 +308,8 @@ class Training:
             self.folder.trim_metrics(-1)
             raise Stopped(signals.received, "stopped before the first step; nothing to keep")
         self.checkpoint()
-        what = f"stopped after step {self.progress.step} of {self.job.total_steps}; the state is saved in {self.folder.path}"
+        done = f"step {self.progress.step} of {self.job.total_steps}"
+        what = f"stopped after {done}; the state is saved in {self.folder.path}"
         raise Stopped(signals.received, what, "run the same command again to go on")
 
 

@@ -82,7 +82,7 @@ def _losses(model: Model, data: Sequences | None, part: str, options: MeasureOpt
 
 
 def _exact_match(model: Model, examples: list[Example], answer_tokens: int) -> dict[str, Any]:
-    """Share of greedy answers equal to the reference, blanks at the ends ignored, and share that ended by themselves."""
+    """Share of greedy answers equal to the reference, blanks at the ends ignored, and share that ended by itself."""
     answers = model.answers([e.fields for e in examples], SamplingConfig(max_new_tokens=answer_tokens))
     right = sum(a.texts[0].strip() == e.fields["completion"].strip() for a, e in zip(answers, examples, strict=True))
     ended = sum(a.finish_reasons[0] == "stop" for a in answers)

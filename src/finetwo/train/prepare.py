@@ -130,7 +130,7 @@ def prepare_records(
     if not sets["train"]:
         raise InputError(
             loaded.origin,
-            f"no record is left to train on: {sum(map(len, loaded.splits.values()))} were too long for max_length {max_length}",
+            f"no record is left to train on: {counts['too_long']} were too long for max_length {max_length}",
             None,
             "raise --max_length or shorten the prompts",
         )
@@ -138,7 +138,8 @@ def prepare_records(
     total = sum(len(s) for s in sets["train"])
     ends = sum(int(s.targets[-1] == tokenizer.eot) for s in sets["train"])
     say(
-        f"train: {len(sets['train']):,} records, {total:,} tokens, {learned:,} carry loss ({learned / total:.0%}); end-of-text is learned in {ends:,}"
+        f"train: {len(sets['train']):,} records, {total:,} tokens, {learned:,} carry loss ({learned / total:.0%}); "
+        f"end-of-text is learned in {ends:,}"
     )
     return Prepared(
         task,
@@ -173,7 +174,8 @@ def _too_long(
 def _say_long(counts: Counter[str], max_length: int, say: Say) -> None:
     if counts["truncated"]:
         say(
-            f"warning: {counts['truncated']:,} records were cut at {max_length} tokens; their answers have no end to learn (--rows.on_long skip leaves them out)"
+            f"warning: {counts['truncated']:,} records were cut at {max_length} tokens; their answers have no end to "
+            "learn (--rows.on_long skip leaves them out)"
         )
     if counts["too_long"]:
         say(f"warning: {counts['too_long']:,} records were left out: longer than {max_length} tokens")
@@ -200,7 +202,8 @@ def prepare_stream(
         if corpus is not None:
             i = corpus.info
             say(
-                f"{name}: {i.documents:,} documents, {i.text_bytes:,} bytes, {i.tokens:,} tokens, {len(chunks[name]):,} chunks of {length}"
+                f"{name}: {i.documents:,} documents, {i.text_bytes:,} bytes, {i.tokens:,} tokens, "
+                f"{len(chunks[name]):,} chunks of {length}"
             )
     learn = Chunks(train, length, config.seed, shift=len(train.tokens) > 4 * length, copy_share=config.copy_share)
     digest = corpus_digest({n: c for n, c in corpora.items() if c is not None})

@@ -45,6 +45,7 @@ class Report:
         ]
         if self.first and self.best and self.last:
             found.append(
-                f"validation loss {self.first['loss']:.4f} -> {self.last['loss']:.4f} (best {self.best['loss']:.4f} at step {self.best['step']:,})"
+                f"validation loss {self.first['loss']:.4f} -> {self.last['loss']:.4f} "
+                f"(best {self.best['loss']:.4f} at step {self.best['step']:,})"
             )
         return found

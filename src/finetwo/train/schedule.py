@@ -11,7 +11,7 @@ from finetwo.core.errors import InputError
 
 
 def warmup_steps(warmup: float, total: int, where: str = "--warmup") -> int:
-    """Return the warm-up as steps: a share of `total` below 1, a number of steps from 1 on; InputError above `total`."""
+    """Return the warm-up in steps: a share of `total` below 1, a number of steps from 1 on; InputError above that."""
     steps = round(warmup * total) if warmup < 1 else int(warmup)
     if steps > total:
         raise InputError(

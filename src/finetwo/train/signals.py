@@ -35,7 +35,7 @@ class Signals:
         self.received = number
         _tell(b"\nstopping after this step and saving; once more to stop at once\n")
 
-    _names = ("SIGINT", "SIGTERM", "SIGHUP")
+    _names: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP")
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -52,7 +52,7 @@ class Signals:
 
 
 class Preparing(Signals):
-    """While active, SIGTERM and SIGHUP raise `Stopped` at once, as Ctrl-C raises KeyboardInterrupt: no step is half done."""
+    """While active, SIGTERM and SIGHUP raise `Stopped` at once, as Ctrl-C raises KeyboardInterrupt."""
 
     _names = ("SIGTERM", "SIGHUP")
 
