@@ -343,7 +343,8 @@ def plant(folder: Path, extra: dict[str, str]) -> dict[str, Module]:
         "insight/i.py": "",
         "train/other.py": "",
         "store/hub.py": "def f():\n    import huggingface_hub",
-        "app/arguments.py": "import jsonargparse\n", "app/cli.py": "from finetwo.train import sound\nprint('x')",
+        "app/arguments.py": "import jsonargparse\n",
+        "app/cli.py": "from finetwo.train import sound\nprint('x')",
         "train/sound.py": HARMLESS,
     }
     for name, text in (files | extra).items():

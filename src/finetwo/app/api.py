@@ -13,9 +13,9 @@ from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
 from finetwo.store.models import open_model
-from finetwo.train.job import pick_device
 from finetwo.train.job import train as run_job
 from finetwo.train.report import Report
+from finetwo.train.start import pick_device
 
 
 def load(name: str = "tiny", *, base: str | None = None, revision: str | None = None, device: str = "auto") -> Model:

@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
     """This machine: python, platform, devices, packages."""
     import torch
 
-    from finetwo.train.job import code_commit, package_versions
+    from finetwo.train.resume import code_commit, package_versions
 
     return {
         "python": platform.python_version(),

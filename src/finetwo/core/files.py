@@ -111,7 +111,9 @@ def require_file(path: Path) -> int:
     try:
         status = Path(path).stat()
     except FileNotFoundError as error:
-        raise InputError(str(Path(path).absolute()), "no such file", fix=_nearest_text(path) or "check the path") from error
+        raise InputError(
+            str(Path(path).absolute()), "no such file", fix=_nearest_text(path) or "check the path"
+        ) from error
     except ValueError as error:
         raise InputError(repr(os.fspath(path)), "is not a possible file name", fix="check the path") from error
     except OSError as error:

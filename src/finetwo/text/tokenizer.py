@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from finetwo.core.errors import InputError
+from finetwo.core.files import replace_file
 from finetwo.text.vocabulary import (
     END_OF_TEXT,
     Vocabulary,
@@ -105,7 +106,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in vocabulary_files(self.vocabulary).items():
-            (folder / name).write_bytes(content)
+            replace_file(folder / name, content)
 
 
 class StreamDecoder:

@@ -6,12 +6,8 @@ can be refused is refused before the first step and before anything of the user'
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,17 +21,12 @@ from finetwo.data.examples import load_rows, load_splits
 from finetwo.data.loader import Loader
 from finetwo.generate.pipeline import Model
 from finetwo.generate.prompts import read_prompts
-from finetwo.model.config import SIZES, GPT2Config
 from finetwo.model.network import Network
-from finetwo.store.checkpoint import Checkpoint, list_checkpoints, newest_valid, open_checkpoint
 from finetwo.store.folder import Extras, save_model, state_digest
-from finetwo.store.hub import resolve
-from finetwo.store.models import Opened, open_model
 from finetwo.store.peft import save_adapter
 from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.tasks.task import Task
-from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import byte_lengths, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training, progress_of
@@ -43,56 +34,14 @@ from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task, make_template, prepare_records, prepare_stream
 from finetwo.train.report import Report
+from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all
 from finetwo.train.signals import Preparing
+from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
 
 Say = Callable[[str], None]
-ENVIRONMENT = "environment.json"
 _DISK_PER_PARAMETER = 32
 """Bytes that must be free: two checkpoints (weights and two moments each), best/ and final/."""
-_PACKAGES = ("finetwo", "torch", "numpy", "tokenizers", "tiktoken")
-# What may differ between the first start and a resume without changing the result.
-_FREE = {
-    "out",
-    "resume",
-    "keep",
-    "workers",
-    "track",
-    "device",
-    "save_every",
-    "sample_every",
-    "sample_prompts",
-    "sampling",
-    "data",
-    "base",
-}
-# What may never differ: the tensors or the numbers of the records would mean something else.
-_FIXED = {"data", "tokenizer", "template", "base", "task", "size", "model", "precision", "optimizer"}
-
-
-@dataclass
-class Start:
-    """What the job starts from."""
-
-    network: Network
-    tokenizer: Tokenizer
-    extras: Extras
-    base: str
-    source: Path
-
-
-def pick_device(name: str, where: str = "--device") -> torch.device:
-    """Return the asked device, or the best there is for auto; InputError lists what is there."""
-    there = (
-        ["cpu"]
-        + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        + (["mps"] if torch.backends.mps.is_available() else [])
-    )
-    if name == "auto":
-        return torch.device("cuda" if len(there) > 1 and there[1].startswith("cuda") else there[-1])
-    if name not in there and not (name == "cuda" and "cuda:0" in there):
-        raise InputError(where, "no such device here", name, f"available: {', '.join(there)}")
-    return torch.device(name)
 
 
 def train(
@@ -112,17 +61,28 @@ def train(
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     task = detect_task(config, data)
-    config = _decide(replace(config, task=cast(TaskName, task.name)), task, data, say)
+    config = decide(replace(config, task=cast(TaskName, task.name)), task, data, say)
     assert config.out is not None
     out = Path(config.out)
     inputs = [Path(config.data)] if config.data else []
     seed_all(config.seed)
-    start = _fresh_start(config, say) if task.fresh else _given_start(config)
-    config = _settle(config, start.network.config, task)
+    start = fresh_start(config, say) if task.fresh else given_start(config)
+    config = settle(config, start.network.config, task)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
     with Preparing(), RunFolder.open(out, needed, inputs) as folder:
         return _run(config, data, task, start, folder, say, listeners)
+
+
+@dataclass
+class _Planned:
+    """A job that is ready to run, and what the report and the run folder say of it."""
+
+    job: Job
+    model: Model
+    prepared: Prepared
+    learned: int
+    frozen: int
 
 
 def _run(
@@ -134,13 +94,41 @@ def _run(
     say: Say,
     extra: Sequence[Listener],
 ) -> Report:
-    assert config.max_length is not None and config.lr is not None
+    """Plan the job, find where to go on from, and train."""
+    planned = _plan(config, data, task, start, folder, say)
+    job, model = planned.job, planned.model
+    heard = Listeners([*extra, *(make_listener(name, folder.path) for name in config.track)], say)
+    training = Training(job, folder, heard)
+    checkpoint = find_checkpoint(config, folder, job.fingerprint, say)
+    write_yaml(folder.config, to_dict(config))
+    write_json(folder.path / ENVIRONMENT, environment(job.fingerprint, planned.prepared))
+    resumed = checkpoint.step if checkpoint else 0
+    heard.tell(event="start", total_steps=job.total_steps, folder=str(folder.path), resumed=resumed)
+    try:
+        if checkpoint and progress_of(checkpoint, config, job.total_steps).finished and folder.final.is_dir():
+            say(f"the run in {folder.path} is finished; nothing to do")
+            training.restore(checkpoint)
+            outcome = training.outcome()
+        else:
+            if checkpoint is None:
+                folder.trim_metrics(-1)
+            outcome = training.run(checkpoint)
+        heard.tell(event="end", **vars(outcome))
+    finally:
+        heard.close()
+    model.network.eval()
+    return Report(model, folder.path, **vars(outcome), trainable=planned.learned, frozen=planned.frozen)
+
+
+def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: RunFolder, say: Say) -> _Planned:
+    """Put data, model and settings together, and say what will be done."""
+    assert config.lr is not None
     device = pick_device(config.device)
     prepared = _prepare(config, data, task, start, folder, say)
     base_digest = state_digest(start.network.state()) if not task.fresh else "fresh"
-    model = _model(config, start, prepared)
+    model = Model(start.network, start.tokenizer, prepared.template, task.name, config.model)
     _add_adapter(config, model.network, say)
-    frozen = freeze(model.network, config.freeze) if config.freeze else 0
+    held_back = freeze(model.network, config.freeze) if config.freeze else 0
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
     loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
@@ -148,12 +136,11 @@ def _run(
         f"plan: {total:,} steps of {config.batch_size * config.grad_accum} records ({loader.steps_per_epoch:,} steps "
         f"an epoch), lr {config.lr:g}, {config.precision}, {device}"
     )
-    learn = sum(p.numel() for p in trainable(model.network).values())
+    learned = sum(p.numel() for p in trainable(model.network).values())
+    frozen = sum(p.numel() for p in model.network.parameters()) - learned
     if device.type == "cpu":
-        check_memory(12 * learn, f"the gradients and moments of {learn:,} parameters")
-    held = sum(p.numel() for p in model.network.parameters()) - learn
-    say(f"trainable {learn:,}, frozen {held:,}" + (f" ({frozen:,} by --freeze)" if frozen else ""))
-    fingerprint = _fingerprint(config, prepared, start, base_digest, total)
+        check_memory(12 * learned, f"the gradients and moments of {learned:,} parameters")
+    say(f"trainable {learned:,}, frozen {frozen:,}" + (f" ({held_back:,} by --freeze)" if held_back else ""))
     job = Job(
         config=config,
         network=model.network,
@@ -162,154 +149,11 @@ def _run(
         total_steps=total,
         evaluate=_evaluator(config, model, prepared, say),
         sample=_sampler(config, model),
-        save=_saver(config, model, start, base_digest),
-        fingerprint=fingerprint,
+        save=_saver(model, start, base_digest),
+        fingerprint=fingerprint_of(config, prepared, start, base_digest, total),
         where_of=prepared.where_of,
     )
-    named = [make_listener(name, folder.path) for name in config.track]
-    heard = Listeners([*extra, *named], say)
-    training = Training(job, folder, heard)
-    checkpoint = _find_checkpoint(config, folder, fingerprint, say)
-    write_yaml(folder.config, to_dict(config))
-    write_json(folder.path / ENVIRONMENT, _environment(fingerprint, prepared))
-    heard.tell(event="start", total_steps=total, folder=str(folder.path), resumed=checkpoint.step if checkpoint else 0)
-    try:
-        if checkpoint is not None and progress_of(checkpoint, config, total).finished and folder.final.is_dir():
-            say(f"the run in {folder.path} is finished; nothing to do")
-            training.restore(checkpoint)
-            outcome = training.outcome()
-        else:
-            if checkpoint is None:
-                folder.trim_metrics(-1)
-            outcome = training.run(checkpoint)
-        heard.tell(event="end", **{k: v for k, v in vars(outcome).items() if k != "peak"})
-    finally:
-        heard.close()
-    model.network.eval()
-    return Report(
-        model,
-        folder.path,
-        outcome.steps,
-        outcome.train_loss,
-        outcome.first,
-        outcome.best,
-        outcome.last,
-        outcome.tokens,
-        outcome.seconds,
-        learn,
-        held,
-        outcome.stopped_early,
-    )
-
-
-# --- deciding what was left open ----------------------------------------------------------------------------------
-
-
-def _decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConfig:
-    """Fill in what needs no model: task, epochs, run folder; and refuse what contradicts itself."""
-    if task.fresh and config.lora.enabled:
-        raise InputError(
-            "--lora",
-            "an adapter on fresh weights learns nothing useful; --task pretrain trains them all",
-            None,
-            "leave --lora out, or give --task style",
-        )
-    if not task.fresh:
-        for name in ("size", "tokenizer", "context"):
-            if getattr(config, name) is not None:
-                raise InputError(
-                    f"--{name}", f"only for --task pretrain; this is {task.name}", getattr(config, name), "leave it out"
-                )
-        if config.post_norm or config.copy_share:
-            raise InputError(
-                "--post_norm" if config.post_norm else "--copy_share",
-                f"only for --task pretrain; this is {task.name}",
-                None,
-                "leave it out",
-            )
-    if config.epochs is None and config.max_steps is None:
-        config = replace(config, epochs=1.0 if task.fresh else 3.0)
-    if config.out is None:
-        stem = Path(str(data)).name.split(".")[0] if isinstance(data, str | Path) else "data"
-        config = replace(config, out=str(Path("runs") / f"{stem or 'data'}-{task.name}"))
-    say(f"task: {task.name} ({task.about})")
-    if not task.fresh:
-        say(
-            f"model: {config.model}"
-            + (" (the embedded base; --model gpt2 takes the published 124M)" if config.model == "tiny" else "")
-        )
-    say(f"run folder: {config.out}")
-    return config
-
-
-def _settle(config: TrainConfig, shape: GPT2Config, task: Task) -> TrainConfig:
-    """Fill in what depends on the model: sequence length and learning rate."""
-    length = config.max_length or shape.n_positions
-    if length > shape.n_positions:
-        raise InputError(
-            "--max_length",
-            f"the context of {config.model} is {shape.n_positions} tokens",
-            length,
-            f"give at most {shape.n_positions}",
-        )
-    small = 10.0 if shape.n_embd <= 320 else 1.0
-    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled else 5e-5) * small
-    return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
-
-
-def _given_start(config: TrainConfig) -> Start:
-    opened: Opened = open_model(config.model, config.base)
-    if opened.is_adapter and config.lora.enabled:
-        raise InputError(
-            "--lora",
-            f"{config.model} is an adapter already",
-            None,
-            "leave --lora out to go on training it, or merge it first",
-        )
-    return Start(opened.network, opened.tokenizer, opened.extras, opened.base, opened.folder)
-
-
-def _fresh_start(config: TrainConfig, say: Say) -> Start:
-    """Fresh weights of the asked shape, with the asked tokenizer or the embedded one."""
-    folder = Path(config.tokenizer) if config.tokenizer else resolve("tiny")
-    if config.tokenizer and not folder.is_dir():
-        raise InputError(
-            "--tokenizer",
-            "no such folder",
-            config.tokenizer,
-            "make one: finetwo tokenizer train FILES --vocab 8192 --out DIR",
-        )
-    tokenizer = Tokenizer.load(folder)
-    if config.size is not None:
-        try:
-            layers, width, heads = (int(n) for n in config.size.split(","))
-        except ValueError:
-            raise InputError("--size", "must be layers,width,heads", config.size, "for example 4,256,4") from None
-        shape = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
-    elif config.model in SIZES:
-        shape = SIZES[config.model]
-    else:
-        raise InputError(
-            "--model",
-            "pretrain needs a size by name or --size layers,width,heads",
-            config.model,
-            f"use {', '.join(SIZES)}, or --size 4,256,4",
-        )
-    shape = replace(
-        shape,
-        vocab_size=tokenizer.vocab_size,
-        eos_token_id=tokenizer.eot,
-        n_positions=config.context or config.max_length or shape.n_positions,
-        post_norm=config.post_norm,
-    )
-    shape.check("--size")
-    check_memory(16 * shape.parameters, f"a network of {shape.parameters:,} parameters")
-    network = Network.fresh(shape, config.seed)
-    say(
-        f"fresh network: {shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads, context "
-        f"{shape.n_positions}, vocabulary {shape.vocab_size:,}: {shape.parameters:,} parameters"
-    )
-    return Start(network, tokenizer, Extras(), config.size or config.model, folder)
+    return _Planned(job, model, prepared, learned, frozen)
 
 
 # --- the parts of the job -----------------------------------------------------------------------------------------
@@ -336,10 +180,6 @@ def _prepare(config: TrainConfig, data: object, task: Task, start: Start, folder
     assert template is not None
     say(f"template: {template.name}")
     return prepare_records(loaded, task, template, start.tokenizer, config, config.max_length, say)
-
-
-def _model(config: TrainConfig, start: Start, prepared: Prepared) -> Model:
-    return Model(start.network, start.tokenizer, prepared.template, prepared.task.name, config.model)
 
 
 def _add_adapter(config: TrainConfig, network: Network, say: Say) -> None:
@@ -399,7 +239,7 @@ def _sampler(config: TrainConfig, model: Model) -> Callable[[], list[Mapping[str
     return run
 
 
-def _saver(config: TrainConfig, model: Model, start: Start, base_digest: str) -> Callable[[Path], None]:
+def _saver(model: Model, start: Start, base_digest: str) -> Callable[[Path], None]:
     extras = Extras(task=model.task, template=model.template)
 
     def save(folder: Path) -> None:
@@ -411,109 +251,3 @@ def _saver(config: TrainConfig, model: Model, start: Start, base_digest: str) ->
             )
 
     return save
-
-
-# --- resume ---------------------------------------------------------------------------------------------------------
-
-
-def _fingerprint(config: TrainConfig, prepared: Prepared, start: Start, base_digest: str, total: int) -> dict[str, Any]:
-    settings = {k: v for k, v in to_dict(config).items() if k not in _FREE}
-    return {
-        "settings": settings,
-        "total_steps": total,
-        "data": prepared.digest,
-        "tokenizer": start.tokenizer.digest,
-        "template": prepared.template.digest if prepared.template else None,
-        "base": base_digest,
-    }
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)
-        ]
-
-    def short(value: Any) -> str:
-        return value[:12] if isinstance(value, str) and len(value) > 40 else str(value)
-
-    return [] if old == new else [f"{path.removeprefix('settings.')}: {short(old)} then, {short(new)} now"]
-
-
-def _find_checkpoint(
-    config: TrainConfig, folder: RunFolder, fingerprint: dict[str, Any], say: Say
-) -> Checkpoint | None:
-    """The checkpoint to go on from, or None to start; InputError when the run there is another one."""
-    if config.resume == "never":
-        folder.set_aside(say)
-        return None
-    if config.resume == "auto":
-        found, skipped = newest_valid(folder.path)
-        for reason in skipped:
-            say(f"warning: checkpoint skipped: {reason}")
-        if found is None and skipped:
-            raise InputError(
-                str(folder.path),
-                f"no checkpoint of this run is whole: {'; '.join(skipped)}",
-                None,
-                "start over with --resume never, or take another --out",
-            )
-    else:
-        path = Path(config.resume)
-        if not path.is_dir():
-            there = ", ".join(p.name for p in list_checkpoints(folder.path)) or "none"
-            raise InputError("--resume", "no such checkpoint", config.resume, f"checkpoints here: {there}")
-        found = open_checkpoint(path)
-    if found is None:
-        return None
-    differences = _differences(found.state.get("fingerprint"), fingerprint)
-    fixed = [d for d in differences if d.split(":")[0] in _FIXED or config.resume == "auto"]
-    if fixed:
-        fix = "use the same settings, another --out, or --resume never to start over"
-        if config.resume == "auto" and not any(d.split(":")[0] in _FIXED for d in differences):
-            fix += f"; --resume {found.path} goes on with the new settings"
-        raise InputError(str(found.path), f"the run there had other settings: {'; '.join(differences[:5])}", None, fix)
-    if differences:
-        say(f"warning: going on with other settings than before: {'; '.join(differences)}")
-    say(f"resuming after step {found.step:,}")
-    return found
-
-
-# --- what the run folder says of itself ------------------------------------------------------------------------------
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that can change a result."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def code_commit() -> str | None:
-    """The git commit of FineTwo's own source tree, or None outside one."""
-    here = Path(__file__).resolve().parent
-    if not any((p / ".git").exists() for p in (here, *here.parents[:4])):
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def _environment(fingerprint: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "packages": package_versions(),
-        "commit": code_commit(),
-        "fingerprint": fingerprint,
-        "counts": prepared.counts,
-    }

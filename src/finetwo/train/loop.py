@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,6 @@ class Outcome:
     tokens: int
     seconds: float
     stopped_early: bool
-    peak: dict[str, float] = field(default_factory=dict)
 
 
 class Training:

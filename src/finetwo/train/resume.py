@@ -1,0 +1,147 @@
+"""Whether a run can go on: what it must share with its first start, and which checkpoint it goes on from.
+
+It knows hashes, settings and checkpoints, and no tensors. Its one invariant: a run is continued only when everything
+that shapes its result is the same, or the user asked for the difference by naming the checkpoint.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetwo.core.config import TrainConfig, to_dict
+from finetwo.core.errors import InputError
+from finetwo.store.checkpoint import Checkpoint, list_checkpoints, newest_valid, open_checkpoint
+from finetwo.store.run import RunFolder
+from finetwo.train.prepare import Prepared
+from finetwo.train.start import Start
+
+Say = Callable[[str], None]
+ENVIRONMENT = "environment.json"
+_PACKAGES = ("finetwo", "torch", "numpy", "tokenizers", "tiktoken")
+# What may differ between the first start and a resume without changing the result.
+_FREE = {
+    "out",
+    "resume",
+    "keep",
+    "workers",
+    "track",
+    "device",
+    "save_every",
+    "sample_every",
+    "sample_prompts",
+    "sampling",
+    "data",
+    "base",
+}
+# What may never differ: the tensors or the numbers of the records would mean something else.
+_FIXED = {"data", "tokenizer", "template", "base", "task", "size", "model", "precision", "optimizer"}
+
+
+def fingerprint_of(
+    config: TrainConfig, prepared: Prepared, start: Start, base_digest: str, total: int
+) -> dict[str, Any]:
+    """Hashes and settings that a resumed run must share."""
+    settings = {k: v for k, v in to_dict(config).items() if k not in _FREE}
+    return {
+        "settings": settings,
+        "total_steps": total,
+        "data": prepared.digest,
+        "tokenizer": start.tokenizer.digest,
+        "template": prepared.template.digest if prepared.template else None,
+        "base": base_digest,
+    }
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)
+        ]
+
+    def short(value: Any) -> str:
+        return value[:12] if isinstance(value, str) and len(value) > 40 else str(value)
+
+    return [] if old == new else [f"{path.removeprefix('settings.')}: {short(old)} then, {short(new)} now"]
+
+
+def find_checkpoint(config: TrainConfig, folder: RunFolder, fingerprint: dict[str, Any], say: Say) -> Checkpoint | None:
+    """The checkpoint to go on from, or None to start; InputError when the run there is another one."""
+    if config.resume == "never":
+        folder.set_aside(say)
+        return None
+    if config.resume == "auto":
+        found, skipped = newest_valid(folder.path)
+        for reason in skipped:
+            say(f"warning: checkpoint skipped: {reason}")
+        if found is None and skipped:
+            raise InputError(
+                str(folder.path),
+                f"no checkpoint of this run is whole: {'; '.join(skipped)}",
+                None,
+                "start over with --resume never, or take another --out",
+            )
+    else:
+        path = Path(config.resume)
+        if not path.is_dir():
+            there = ", ".join(p.name for p in list_checkpoints(folder.path)) or "none"
+            raise InputError("--resume", "no such checkpoint", config.resume, f"checkpoints here: {there}")
+        found = open_checkpoint(path)
+    if found is None:
+        return None
+    differences = _differences(found.state.get("fingerprint"), fingerprint)
+    fixed = [d for d in differences if d.split(":")[0] in _FIXED or config.resume == "auto"]
+    if fixed:
+        fix = "use the same settings, another --out, or --resume never to start over"
+        if config.resume == "auto" and not any(d.split(":")[0] in _FIXED for d in differences):
+            fix += f"; --resume {found.path} goes on with the new settings"
+        raise InputError(str(found.path), f"the run there had other settings: {'; '.join(differences[:5])}", None, fix)
+    if differences:
+        say(f"warning: going on with other settings than before: {'; '.join(differences)}")
+    say(f"resuming after step {found.step:,}")
+    return found
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that can change a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def code_commit() -> str | None:
+    """The git commit of FineTwo's own source tree, or None outside one."""
+    here = Path(__file__).resolve().parent
+    if not any((p / ".git").exists() for p in (here, *here.parents[:4])):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def environment(fingerprint: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """What the run folder holds of the machine, the versions and the data."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "packages": package_versions(),
+        "commit": code_commit(),
+        "fingerprint": fingerprint,
+        "counts": prepared.counts,
+    }

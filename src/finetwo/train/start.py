@@ -1,0 +1,159 @@
+"""What a job starts from: network, tokenizer, device, and the settings that depend on them.
+
+It decides what the user left open and says it aloud; it knows no data and no loop. Its one invariant: what it
+returns is complete, so nothing after it has to guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from finetwo.core.config import TrainConfig
+from finetwo.core.errors import InputError
+from finetwo.model.config import SIZES, GPT2Config
+from finetwo.model.network import Network
+from finetwo.store.folder import Extras
+from finetwo.store.hub import resolve
+from finetwo.store.models import open_model
+from finetwo.tasks.task import Task
+from finetwo.text.tokenizer import Tokenizer
+from finetwo.train.memory import check_memory
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Start:
+    """What the job starts from."""
+
+    network: Network
+    tokenizer: Tokenizer
+    extras: Extras
+    base: str
+    source: Path
+
+
+def pick_device(name: str, where: str = "--device") -> torch.device:
+    """Return the asked device, or the best there is for auto; InputError lists what is there."""
+    there = (
+        ["cpu"]
+        + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        + (["mps"] if torch.backends.mps.is_available() else [])
+    )
+    if name == "auto":
+        return torch.device("cuda" if len(there) > 1 and there[1].startswith("cuda") else there[-1])
+    if name not in there and not (name == "cuda" and "cuda:0" in there):
+        raise InputError(where, "no such device here", name, f"available: {', '.join(there)}")
+    return torch.device(name)
+
+
+def decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConfig:
+    """Fill in what needs no model: task, epochs, run folder; and refuse what contradicts itself."""
+    if task.fresh and config.lora.enabled:
+        raise InputError(
+            "--lora",
+            "an adapter on fresh weights learns nothing useful; --task pretrain trains them all",
+            None,
+            "leave --lora out, or give --task style",
+        )
+    if not task.fresh:
+        for name in ("size", "tokenizer", "context"):
+            if getattr(config, name) is not None:
+                raise InputError(
+                    f"--{name}", f"only for --task pretrain; this is {task.name}", getattr(config, name), "leave it out"
+                )
+        if config.post_norm or config.copy_share:
+            raise InputError(
+                "--post_norm" if config.post_norm else "--copy_share",
+                f"only for --task pretrain; this is {task.name}",
+                None,
+                "leave it out",
+            )
+    if config.epochs is None and config.max_steps is None:
+        config = replace(config, epochs=1.0 if task.fresh else 3.0)
+    if config.out is None:
+        stem = Path(str(data)).name.split(".")[0] if isinstance(data, str | Path) else "data"
+        config = replace(config, out=str(Path("runs") / f"{stem or 'data'}-{task.name}"))
+    say(f"task: {task.name} ({task.about})")
+    if not task.fresh:
+        say(
+            f"model: {config.model}"
+            + (" (the embedded base; --model gpt2 takes the published 124M)" if config.model == "tiny" else "")
+        )
+    say(f"run folder: {config.out}")
+    return config
+
+
+def settle(config: TrainConfig, shape: GPT2Config, task: Task) -> TrainConfig:
+    """Fill in what depends on the model: sequence length and learning rate."""
+    length = config.max_length or shape.n_positions
+    if length > shape.n_positions:
+        raise InputError(
+            "--max_length",
+            f"the context of {config.model} is {shape.n_positions} tokens",
+            length,
+            f"give at most {shape.n_positions}",
+        )
+    small = 10.0 if shape.n_embd <= 320 else 1.0
+    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled else 5e-5) * small
+    return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
+
+
+def given_start(config: TrainConfig) -> Start:
+    """The model or adapter that --model names; InputError when an adapter is to get an adapter."""
+    opened = open_model(config.model, config.base)
+    if opened.is_adapter and config.lora.enabled:
+        raise InputError(
+            "--lora",
+            f"{config.model} is an adapter already",
+            None,
+            "leave --lora out to go on training it, or merge it first",
+        )
+    return Start(opened.network, opened.tokenizer, opened.extras, opened.base, opened.folder)
+
+
+def fresh_start(config: TrainConfig, say: Say) -> Start:
+    """Fresh weights of the asked shape, with the asked tokenizer or the embedded one."""
+    folder = Path(config.tokenizer) if config.tokenizer else resolve("tiny")
+    if config.tokenizer and not folder.is_dir():
+        raise InputError(
+            "--tokenizer",
+            "no such folder",
+            config.tokenizer,
+            "make one: finetwo tokenizer train FILES --vocab 8192 --out DIR",
+        )
+    tokenizer = Tokenizer.load(folder)
+    if config.size is not None:
+        try:
+            layers, width, heads = (int(n) for n in config.size.split(","))
+        except ValueError:
+            raise InputError("--size", "must be layers,width,heads", config.size, "for example 4,256,4") from None
+        shape = GPT2Config(n_layer=layers, n_embd=width, n_head=heads)
+    elif config.model in SIZES:
+        shape = SIZES[config.model]
+    else:
+        raise InputError(
+            "--model",
+            "pretrain needs a size by name or --size layers,width,heads",
+            config.model,
+            f"use {', '.join(SIZES)}, or --size 4,256,4",
+        )
+    shape = replace(
+        shape,
+        vocab_size=tokenizer.vocab_size,
+        eos_token_id=tokenizer.eot,
+        n_positions=config.context or config.max_length or shape.n_positions,
+        post_norm=config.post_norm,
+    )
+    shape.check("--size")
+    check_memory(16 * shape.parameters, f"a network of {shape.parameters:,} parameters")
+    network = Network.fresh(shape, config.seed)
+    say(
+        f"fresh network: {shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads, context "
+        f"{shape.n_positions}, vocabulary {shape.vocab_size:,}: {shape.parameters:,} parameters"
+    )
+    return Start(network, tokenizer, Extras(), config.size or config.model, folder)
