@@ -117,7 +117,7 @@ def test_weights_gone_bad_are_caught_before_the_update(base: Path, tmp_path: Pat
     from finetwo.train import job
 
     networks: list[Network] = []
-    real = job._given_start
+    real = job.given_start
 
     def start(config: Any) -> Any:
         found = real(config)
@@ -129,7 +129,7 @@ def test_weights_gone_bad_are_caught_before_the_update(base: Path, tmp_path: Pat
             networks[0].transformer.wpe.weight[0, 0] = math.nan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "_given_start", start)
+        patch.setattr(job, "given_start", start)
         with pytest.raises(NumericError, match="step 3: loss nan"):
             quick(records(15), base, tmp_path / "run", **SETTINGS, listeners=[At("checkpoint", 2, poison)])
     saved = open_checkpoint(tmp_path / "run/checkpoint-2").tensors("weights")
