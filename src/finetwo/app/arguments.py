@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Sequence
@@ -48,6 +50,15 @@ class Option:
     def is_list(self) -> bool:
         """Whether the option takes several values."""
         return typing.get_origin(self.plain) is list
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in the help."""
+        if typing.get_origin(self.plain) is typing.Literal:
+            return " " + "|".join(str(a) for a in typing.get_args(self.plain))
+        if self.is_list:
+            return " A,B,..."
+        return {int: " N", float: " X", bool: ""}.get(self.plain, " TEXT")
 
     @property
     def wants(self) -> str:
@@ -206,11 +217,29 @@ def _build(kind: type[T], values: Any) -> T:
     return kind(**given)
 
 
-def show_help(kind: type[Any], prog: str, usage: str, about: str) -> None:
-    """Write the help of a verb: usage, what it does, and every option with its default."""
-    parser = make_parser(kind, prog, about)
-    parser.usage = usage
-    sys.stdout.write(parser.format_help())
+def show_help(kind: type[Any], usage: str, about: str, *, config: bool = False) -> None:
+    """Write the help of a verb: usage, what it does with examples, and every option with its default."""
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    texts = {a.dest: (a.help or "", a.default) for a in make_parser(kind, "finetwo", about)._actions}
+    lines = [f"usage: {usage}", "", about.rstrip(), "", "options:"]
+    for name, option in options_of(kind).items():
+        text, default = texts[name]
+        shown = default is not None and default is not False and default != []
+        tail = f" [{','.join(map(str, default)) if isinstance(default, list) else default}]" if shown else ""
+        lines += _entry(f"--{name}{option.placeholder}", text + tail, width)
+    if config:
+        lines += _entry("--config FILE", "Read options from a YAML file; those given here win over it.", width)
+        lines += _entry("--print_config", "Show every option as it would be used, as YAML, and do nothing.", width)
+    lines += _entry("--debug", "Show the traceback of an error.", width)
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _entry(head: str, text: str, width: int) -> list[str]:
+    """One option of the help: its name, and its text in a column of its own."""
+    left = 28
+    body = textwrap.wrap(" ".join(text.split()), width - left - 2) or [""]
+    first = [f"  {head}"] if len(head) > left - 3 else [f"  {head:<{left - 2}}{body.pop(0)}"]
+    return first + [" " * left + line for line in body]
 
 
 def print_config(config: Any) -> None:

@@ -61,7 +61,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     given = cut(words, options_of(DemoArguments), config_allowed=False)
     if given.help:
-        show_help(DemoArguments, _PROG, _USAGE, _ABOUT)
+        show_help(DemoArguments, _USAGE, _ABOUT)
         return 0
     arguments = parse(DemoArguments, given, _PROG, _ABOUT)
     if given.positional:

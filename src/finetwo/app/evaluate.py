@@ -54,7 +54,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     given = cut(words, options_of(EvaluateArguments), config_allowed=False)
     if given.help:
-        show_help(EvaluateArguments, _PROG, _USAGE, _ABOUT)
+        show_help(EvaluateArguments, _USAGE, _ABOUT)
         return 0
     arguments = parse(EvaluateArguments, given, _PROG, _ABOUT)
     if len(given.positional) != 2:

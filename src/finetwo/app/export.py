@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     given = cut(words, options_of(ExportArguments), config_allowed=False)
     if given.help:
-        show_help(ExportArguments, _PROG, _USAGE, _ABOUT)
+        show_help(ExportArguments, _USAGE, _ABOUT)
         return 0
     arguments = parse(ExportArguments, given, _PROG, _ABOUT)
     if len(given.positional) != 1:

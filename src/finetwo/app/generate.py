@@ -68,7 +68,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     given = cut(words, options_of(GenerateArguments), config_allowed=False)
     if given.help:
-        show_help(GenerateArguments, _PROG, _USAGE, _ABOUT)
+        show_help(GenerateArguments, _USAGE, _ABOUT)
         return 0
     arguments = parse(GenerateArguments, given, _PROG, _ABOUT)
     if not given.positional:

@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     given = cut(words, options_of(InfoArguments), config_allowed=False)
     if given.help:
-        show_help(InfoArguments, _PROG, _USAGE, _ABOUT)
+        show_help(InfoArguments, _USAGE, _ABOUT)
         return 0
     arguments = parse(InfoArguments, given, _PROG, _ABOUT)
     if len(given.positional) > 1:

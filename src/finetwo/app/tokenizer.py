@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     given = cut(words, options_of(TokenizerArguments))
     if given.help:
-        show_help(TokenizerArguments, "finetwo tokenizer train", _USAGE, _ABOUT)
+        show_help(TokenizerArguments, _USAGE, _ABOUT)
         return 0
     arguments = parse(TokenizerArguments, given, "finetwo tokenizer train", _ABOUT)
     if not given.positional or given.positional[0] != "train" or len(given.positional) < 2:

@@ -26,7 +26,7 @@ def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
     cut_words = cut(words, options_of(TrainConfig))
     if cut_words.help:
-        show_help(TrainConfig, _PROG, _USAGE, _ABOUT)
+        show_help(TrainConfig, _USAGE, _ABOUT, config=True)
         return 0
     config = parse(TrainConfig, cut_words, _PROG, _ABOUT)
     if len(cut_words.positional) > 1 or (cut_words.positional and config.data is not None):

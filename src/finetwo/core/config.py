@@ -199,7 +199,7 @@ class TrainConfig:
     template: str | None = None
     """alpaca, dolly, plain, a text with {field} placeholders, or a file holding one."""
     packing: bool | None = None
-    """Lay the batch's records in one row without padding (default: where it wins); the loss is the same."""
+    """One row without padding (default where it wins), or --no_packing for padded rows; the loss is the same."""
     precision: Literal["float32", "bf16", "bf16-true"] = "float32"
     """float32; bf16 mixed with float32 master weights; bf16-true for everything."""
     device: str = "auto"
@@ -221,7 +221,7 @@ class TrainConfig:
     sample_prompts: str | None = None
     """File of prompts to answer during training."""
     keep: int = 2
-    """Checkpoints to keep besides the best one."""
+    """How many checkpoints to keep, the newest ones."""
     workers: int = 0
     """Threads that prepare batches ahead (0: prepared inline)."""
     track: list[str] = field(default_factory=list)
