@@ -83,7 +83,9 @@ def test_the_stream_joined_is_the_answer(model: Model) -> None:
 def test_a_prompt_too_long_is_said(tokenizer: Tokenizer) -> None:
     model = Model(random_network(shape(n_positions=16)), tokenizer)
     (answer,) = model.answers(["zq" * 30])
-    assert answer.truncated and answer.prompt_tokens == 15
+    assert answer.truncated and answer.prompt_tokens == 8
+    (short,) = model.answers(["zq" * 30], SamplingConfig(max_new_tokens=3))
+    assert short.truncated and short.prompt_tokens == 13
 
 
 def test_adapters_and_counts(tokenizer: Tokenizer) -> None:

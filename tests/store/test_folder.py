@@ -171,7 +171,7 @@ def test_extras_travel(tmp_path: Path, tiny_network: Network, tiny_tokenizer: To
     save_model(tmp_path, tiny_network, tiny_tokenizer, extras)
     assert read_extras(tmp_path) == extras
     (tmp_path / "finetwo.json").unlink()
-    assert read_extras(tmp_path) == Extras()
+    assert read_extras(tmp_path) == Extras(generation={"seen": 3})
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def test_weights_gone_bad_are_caught_before_the_update(base: Path, tmp_path: Pat
     networks: list[Network] = []
     real = job.given_start
 
-    def start(config: Any) -> Any:
-        found = real(config)
+    def start(config: Any, model: Any = None) -> Any:
+        found = real(config, model)
         networks.append(found.network)
         return found
 

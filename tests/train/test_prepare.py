@@ -19,7 +19,8 @@ from finetwo.data.sequences import IGNORE
 from finetwo.tasks.registry import find_task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
-from finetwo.train.prepare import Prepared, detect_task, make_template, prepare_records, prepare_stream
+from finetwo.train.prepare import Prepared, detect_task, prepare_records, prepare_stream
+from finetwo.train.templates import make_template
 
 STORY = "The lamp went out at nine.\nNobody answered, for the wind had taken every word.\n"
 
@@ -267,7 +268,7 @@ def test_one_document_gives_its_last_tenth(tmp_path: Path, tiny_tokenizer: Token
     assert first + second == text
     assert 0.08 < len(second) / len(text) < 0.12
     assert first.endswith("\n")
-    assert any("last tenth is held out" in line for line in said)
+    assert any("one document: cut at line ends" in line for line in said)
 
 
 def test_cache_is_used_again_and_made_anew_when_the_data_changed(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
@@ -319,8 +320,27 @@ def test_damaged_cache_is_named(tmp_path: Path, tiny_tokenizer: Tokenizer) -> No
     streamed(file, tiny_tokenizer, tmp_path / "t", [])
     binary = tmp_path / "t/train/tokens.bin"
     binary.write_bytes(binary.read_bytes()[:-2])
-    with pytest.raises(InputError, match=r"train/tokens\.bin.*delete the folder"):
-        streamed(file, tiny_tokenizer, tmp_path / "t", [])
+    said: list[str] = []
+    again = streamed(file, tiny_tokenizer, tmp_path / "t", said)
+    assert any("tokens.bin" in line and "built anew" in line for line in said)
+    whole = binary.read_bytes()
+    binary.write_bytes(whole[:10] + bytes([whole[10] ^ 1]) + whole[11:])  # one flipped bit
+    said.clear()
+    assert streamed(file, tiny_tokenizer, tmp_path / "t", said).digest == again.digest
+    assert any("hash differs" in line and "built anew" in line for line in said)
+    assert binary.read_bytes() == whole
+
+
+def test_one_document_is_cut_by_the_asked_shares(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    """All of a single document used to land on one side, which could be validation alone."""
+    file = tmp_path / "notes.txt"
+    file.write_text("".join(f"Line {i} of the story of the lamp.\n" for i in range(100)), encoding="utf-8")
+    rows = RowsConfig(split="train:0.5,validation:0.25,test:0.25")
+    found = prepare_stream(
+        file, find_task("style"), tiny_tokenizer, TrainConfig(rows=rows), 64, tmp_path / "t", lambda _: None
+    )
+    assert found.validation is not None and found.test is not None
+    assert abs(len(found.train) - len(found.validation) - len(found.test)) <= 2
 
 
 def test_text_in_memory_is_a_corpus_too(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
@@ -368,9 +388,9 @@ def test_pretrain_by_size_starts_fresh(tmp_path: Path, vocabulary: Path, tiny_to
 
 def test_pretrain_by_name_of_a_size(tmp_path: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetwo.model.config import GPT2Config
-    from finetwo.train import job
+    from finetwo.train import start
 
-    monkeypatch.setitem(job.SIZES, "gpt2-medium", GPT2Config(n_embd=16, n_layer=3, n_head=2))
+    monkeypatch.setitem(start.SIZES, "gpt2-medium", GPT2Config(n_embd=16, n_layer=3, n_head=2))
     pretrain(tmp_path / "run", vocabulary, model="gpt2-medium")
     assert "transformer.h.2.ln_1.bias" in weights(tmp_path / "run/final")
 

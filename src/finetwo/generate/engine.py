@@ -84,14 +84,17 @@ class Engine:
         self.network, self.tokenizer, self.max_slots = network, tokenizer, max_slots
         self.vocab = min(network.config.vocab_size, tokenizer.vocab_size)
 
-    def fit(self, tokens: Sequence[int]) -> tuple[list[int], bool]:
+    def fit(self, tokens: Sequence[int], max_new_tokens: int = 1) -> tuple[list[int], bool]:
         """Return the prompt that the network reads, and whether it lost its beginning.
 
-        The window is the context length. A prompt that leaves no place for a new token keeps its last
-        `n_positions - 1` tokens; an empty one becomes end-of-text.
+        The window is the context length. A prompt that leaves no place for a new token keeps its end, so much of it
+        that `max_new_tokens` fit behind it, but at least half a context; an empty one becomes end-of-text.
         """
-        most = max(1, self.network.config.n_positions - 1)
-        return (list(tokens[-most:]) or [self.tokenizer.eot]), len(tokens) > most
+        window = self.network.config.n_positions
+        if len(tokens) < window:
+            return list(tokens) or [self.tokenizer.eot], False
+        most = max(1, window - max(1, min(max_new_tokens, window // 2)))
+        return list(tokens[-most:]), True
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Yield every answer's steps as they are computed; answers of a group alternate.
@@ -123,7 +126,7 @@ class Engine:
         if wrong is not None:
             fix = "use the tokenizer that belongs to the model"
             raise InputError("prompt", f"a token id outside the vocabulary of {self.vocab}", wrong, fix)
-        prompt, truncated = self.fit(request.tokens)
+        prompt, truncated = self.fit(request.tokens, sampling.max_new_tokens)
         room = min(sampling.max_new_tokens, max(1, self.network.config.n_positions - len(prompt)))
         return [
             _Answer(index, sample, prompt, truncated, sampling, room, AnswerText(self.tokenizer, sampling.stop))

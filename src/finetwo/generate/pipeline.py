@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from finetwo.core.config import LoraConfig, SamplingConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.engine import Engine, FinishReason, Request
 from finetwo.model.network import Network
+from finetwo.store.folder import Extras, save_model, state_digest
+from finetwo.store.peft import save_adapter
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 
@@ -45,6 +48,8 @@ class Model:
     """How a prompt is written; None: as it stands."""
     task: str | None = None
     name: str = "model"
+    base: str | None = None
+    """The name of the weights underneath an adapter."""
 
     @property
     def n_parameters(self) -> int:
@@ -58,6 +63,18 @@ class Model:
     def freeze_all_but_lora(self) -> None:
         """Let only adapter parameters learn."""
         self.network.freeze_all_but_lora()
+
+    def save(self, folder: Path | str) -> None:
+        """Write a Hugging Face folder, or for an adapter a PEFT folder; InputError if `folder` is in use."""
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError("folder", "exists and is not an empty folder", str(folder), "give a new folder")
+        extras = Extras(task=self.task, template=self.template)
+        if self.network.lora is None:
+            save_model(folder, self.network, self.tokenizer, extras)
+        else:
+            extras.base, extras.base_sha256 = self.base, state_digest(self.network.state())
+            save_adapter(folder, self.network, self.tokenizer, extras)
 
     def prompt_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Return the token ids of a prompt in the model's template (as it stands if `raw` or without a template).
@@ -99,7 +116,7 @@ class Model:
         requests = [Request(self.prompt_ids(p, raw=raw), sampling) for p in prompts]
         found = []
         for prompt, request, done in zip(prompts, requests, engine.complete(requests), strict=True):
-            kept, truncated = engine.fit(request.tokens)
+            kept, truncated = engine.fit(request.tokens, sampling.max_new_tokens)
             reasons = [c.finish_reason for c in done]
             found.append(Answer(prompt, [c.text for c in done], reasons, len(kept), truncated))
         return found

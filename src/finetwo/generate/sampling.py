@@ -96,7 +96,8 @@ class Sampler:
     """Chooses the next token of the sequences that sit in slots."""
 
     def __init__(self, slots: int, vocab: int, device: torch.device) -> None:
-        self._shape, self._device = (slots, vocab), device
+        # Apple's GPUs have no float64, which the cut-offs need: there the choice is made on the CPU.
+        self._shape, self._device = (slots, vocab), torch.device("cpu") if device.type == "mps" else device
         self._settings = [SamplingConfig()] * slots
         self._keys, self._steps = [b""] * slots, [0] * slots
         self._seen: Tensor | None = None  # (slots, V) bool, once somebody asks for a repetition penalty
@@ -119,6 +120,7 @@ class Sampler:
         Raises:
             NumericError: a row's logits are NaN or infinite.
         """
+        logits = logits.to(self._device)
         settings = [self._settings[s] for s in slots]
         rows = torch.tensor(slots, device=self._device)
         penalty = [s.repetition_penalty for s in settings]

@@ -84,8 +84,7 @@ class GPT2Config:
         old = content.get("n_ctx")
         if old is not None and (isinstance(old, bool) or not isinstance(old, int)):
             raise InputError(where, "n_ctx must be an integer", old, "leave n_ctx out: n_positions says the same")
-        if isinstance(values["vocab_size"], int):
-            values.setdefault("eos_token_id", values["vocab_size"] - 1)
+        values["eos_token_id"] = _end(content.get("eos_token_id"), values["vocab_size"])
         config = cls(**values)
         config.check(where)
         if config.post_norm != (kind == _POST_NORM):
@@ -126,7 +125,7 @@ class GPT2Config:
         content = {k: v for k, v in asdict(self).items() if k != "post_norm" or v}
         return {
             **content,
-            "architectures": ["GPT2LMHeadModel"],
+            "architectures": ["GPT2PostNorm" if self.post_norm else "GPT2LMHeadModel"],
             "model_type": _POST_NORM if self.post_norm else "gpt2",
             "bos_token_id": self.eos_token_id,
             "n_ctx": self.n_positions,
@@ -136,6 +135,17 @@ class GPT2Config:
             "resid_pdrop": 0.0,
             "torch_dtype": "float32",
         }
+
+
+def _end(given: Any, vocab_size: Any) -> Any:
+    """The end-of-text id of a config, or the last id where it names none that there is.
+
+    transformers writes 50256 into configs of other vocabularies; the tokenizer's own end-of-text is what counts.
+    """
+    first = given[0] if isinstance(given, list) and given else given
+    if not isinstance(vocab_size, int) or _is_whole(first, 0, vocab_size - 1):
+        return first
+    return vocab_size - 1
 
 
 SIZES: dict[str, GPT2Config] = {

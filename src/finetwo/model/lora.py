@@ -7,6 +7,8 @@ adapter changes nothing (B is zero), and merging is one-way: it returns plain li
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +83,28 @@ def find_targets(network: nn.Module, targets: str, where: str = "--lora.targets"
             raise InputError(where, "no layer has this name", target, f"use {', '.join(names)} or all-linear")
         found.update(matches)
     return {n: m for n, m in known.items() if n in found}
+
+
+def lora_config(settings: Mapping[str, object]) -> LoraConfig:
+    """Settings from keyword arguments; InputError for an unknown name or a wrong type. Targets may be a list."""
+    known: dict[str, Any] = {
+        "rank": int,
+        "alpha": (int, float),
+        "dropout": (int, float),
+        "targets": str,
+        "rslora": bool,
+    }
+    given = dict(settings)
+    if isinstance(given.get("targets"), list | tuple):
+        given["targets"] = ",".join(map(str, given["targets"]))  # type: ignore[call-overload]
+    for name, value in given.items():
+        if name not in known:
+            hint = "rank" if name == "r" else ", ".join(known)
+            raise InputError(f"add_lora({name})", "no such setting", None, f"use {hint}")
+        wanted = known[name]
+        if value is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+            raise InputError(f"add_lora({name})", "has the wrong type", value, "rank=8, alpha=16, targets='c_attn'")
+    return LoraConfig(**given)  # type: ignore[arg-type]
 
 
 def add_lora(network: nn.Module, config: LoraConfig, seed: int = 0) -> int:

@@ -16,7 +16,7 @@ from finetwo.core.errors import InputError
 from finetwo.model.attend import Attend, Causal
 from finetwo.model.config import GPT2Config
 from finetwo.model.gpt2 import GPT2
-from finetwo.model.lora import add_lora, freeze_all_but_lora
+from finetwo.model.lora import add_lora, freeze_all_but_lora, lora_config
 from finetwo.model.loss import summed_loss
 
 _IGNORED = ("attn.bias", "attn.masked_bias")  # causal-mask buffers of old checkpoints
@@ -62,7 +62,7 @@ class Network(nn.Module):
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
         """Place adapters (see `LoraConfig` for the settings); return how many linears carry one."""
-        lora = config or LoraConfig(**settings)  # type: ignore[arg-type]
+        lora = config or lora_config(settings)
         count = add_lora(self, lora, seed)
         self.lora = lora.resolved()
         return count

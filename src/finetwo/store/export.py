@@ -52,6 +52,8 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     loader = "transformers.GPT2LMHeadModel.from_pretrained(FOLDER)"
+    if opened.network.config.post_norm:
+        loader = "finetwo (no other tool knows post-norm)"
     if kind == "adapter":
         loader = "peft.PeftModel.from_pretrained(base, FOLDER)"
     return [*said, f"{kind} written to {out}; load it with {loader}"]

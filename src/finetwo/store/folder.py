@@ -24,6 +24,7 @@ from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 
 EXTRAS = "finetwo.json"
+_NOT_SAMPLING = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 _LEGACY = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt.index", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -37,7 +38,8 @@ class Extras:
     """For an adapter: the name its base was loaded by."""
     base_sha256: str | None = None
     """For an adapter: the content hash of its base's weights."""
-    notes: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    """What generation_config.json held besides the ids; kept for other tools, FineTwo samples as it is told."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""
@@ -47,15 +49,15 @@ class Extras:
             "template": self.template.to_dict() if self.template else None,
             "base": self.base,
             "base_sha256": self.base_sha256,
-            "notes": self.notes,
         }
 
 
 def read_extras(folder: Path) -> Extras:
     """Read `finetwo.json`; an empty `Extras` when the folder comes from elsewhere; InputError when it is damaged."""
+    generation = _generation(folder / "generation_config.json")
     path = folder / EXTRAS
     if not path.is_file():
-        return Extras()
+        return Extras(generation=generation)
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != 1:
         got = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -66,14 +68,23 @@ def read_extras(folder: Path) -> Extras:
         if not isinstance(content.get(key), str | None):
             raise InputError(str(path), f"{key} must be text or null", content[key])
     template = content.get("template")
-    notes = content.get("notes")
     return Extras(
         content.get("task"),
         None if template is None else Template.from_dict(template, str(path)),
         content.get("base"),
         content.get("base_sha256"),
-        notes if isinstance(notes, dict) else {},
+        generation,
     )
+
+
+def _generation(path: Path) -> dict[str, Any]:
+    """The settings of generation_config.json, ids and bookkeeping left out."""
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(str(path), "must hold an object", type(content).__name__, "delete it, or take it anew")
+    return {k: v for k, v in content.items() if not k.startswith("_") and k not in _NOT_SAMPLING}
 
 
 def read_config(folder: Path) -> GPT2Config:
@@ -194,7 +205,8 @@ def save_model(
         "bos_token_id": tokenizer.eot,
     }
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot})
+    ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
+    write_json(folder / "generation_config.json", extras.generation | ends)
     tokenizer.save(folder)
     write_json(folder / EXTRAS, extras.to_dict())
     write_tensors(folder / "model.safetensors", state, {"format": "pt"})

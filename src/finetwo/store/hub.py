@@ -33,7 +33,16 @@ from finetwo.store.local import (
     refuse_legacy,
 )
 
-_OTHERS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_OTHERS = (
+    "generation_config.json",
+    "special_tokens_map.json",
+    "encoder.json",
+    "vocab.bpe",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _SHARD = re.compile(r"[\w][\w.-]{0,200}\.safetensors", re.ASCII)
 _log = logging.getLogger("finetwo")

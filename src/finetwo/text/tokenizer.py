@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -221,8 +221,3 @@ def train_vocabulary(texts: Iterator[str], size: int) -> Vocabulary:
             f"use --vocab {eot + 1} or more text",
         )
     return Vocabulary(ids, merges, {END_OF_TEXT: eot}, eot)
-
-
-def join_ids(parts: Sequence[Sequence[int]]) -> list[int]:
-    """Concatenate lists of ids."""
-    return [i for part in parts for i in part]

@@ -7,7 +7,7 @@ invariant: after `read_vocabulary` every id from 0 to the last has a token, and 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,6 @@ class Vocabulary:
     eot: int
     pre_tokenizer: dict[str, Any] | None = None
     """The `pre_tokenizer` entry of a tokenizer.json that is not plain GPT-2; None for GPT-2's."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

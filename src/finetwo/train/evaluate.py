@@ -106,7 +106,7 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
                 keep = torch.from_numpy(real).to(device)
                 flat = targets.reshape(-1)[keep]
                 losses = token_losses(hidden.reshape(-1, hidden.shape[-1])[keep], flat, network.head_weight)
-            array = losses.double().cpu().numpy()
+            array = losses.cpu().double().numpy()
             every += float(array.sum())
             learned += float(array[mask[real]].sum())
             n_every += int(real.sum())

@@ -32,12 +32,13 @@ from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training, progress_of
 from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
-from finetwo.train.prepare import Prepared, detect_task, make_template, prepare_records, prepare_stream
+from finetwo.train.prepare import Prepared, detect_task, prepare_records, prepare_stream
 from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all
 from finetwo.train.signals import Preparing
 from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
 _DISK_PER_PARAMETER = 32
@@ -45,11 +46,16 @@ _DISK_PER_PARAMETER = 32
 
 
 def train(
-    config: TrainConfig, data: object = None, say: Say = lambda _: None, listeners: Sequence[Listener] = ()
+    config: TrainConfig,
+    data: object = None,
+    say: Say = lambda _: None,
+    listeners: Sequence[Listener] = (),
+    model: Model | None = None,
 ) -> Report:
     """Run one training job and return its report.
 
-    `data` (a path, records in memory or a DataFrame) stands for `config.data`. Raises InputError or EnvironmentFault
+    `data` (a path, records in memory or a DataFrame) stands for `config.data`, and a `model` in memory, which is
+    trained in place, for `config.model`. Raises InputError or EnvironmentFault
     before the first step, NumericError or Stopped (state saved) during the run.
     """
     data = config.data if data is None else data
@@ -58,20 +64,23 @@ def train(
     config = replace(config, data=str(data) if isinstance(data, str | Path) else None)
     config.check()
     pick_device(config.device)
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
     task = detect_task(config, data)
     config = decide(replace(config, task=cast(TaskName, task.name)), task, data, say)
     assert config.out is not None
     out = Path(config.out)
     inputs = [Path(config.data)] if config.data else []
     seed_all(config.seed)
-    start = fresh_start(config, say) if task.fresh else given_start(config)
+    start = fresh_start(config, say) if task.fresh else given_start(config, model)
     config = settle(config, start.network.config, task)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
-    with Preparing(), RunFolder.open(out, needed, inputs) as folder:
-        return _run(config, data, task, start, folder, say, listeners)
+    strict = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(strict or config.deterministic)
+        with Preparing(), RunFolder.open(out, needed, inputs) as folder:
+            return _run(config, data, task, start, folder, say, listeners)
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 @dataclass
@@ -126,7 +135,7 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
     device = pick_device(config.device)
     prepared = _prepare(config, data, task, start, folder, say)
     base_digest = state_digest(start.network.state()) if not task.fresh else "fresh"
-    model = Model(start.network, start.tokenizer, prepared.template, task.name, config.model)
+    model = Model(start.network, start.tokenizer, prepared.template, task.name, config.model, start.base)
     _add_adapter(config, model.network, say)
     held_back = freeze(model.network, config.freeze) if config.freeze else 0
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
@@ -226,6 +235,8 @@ def _sampler(config: TrainConfig, model: Model) -> Callable[[], list[Mapping[str
         return None
     prompts = read_prompts(Path(config.sample_prompts))
     sampling: SamplingConfig = config.sampling
+    for prompt in prompts:  # what cannot be asked is refused before anything is written
+        model.prompt_ids(prompt)
 
     def run() -> list[Mapping[str, Any]]:
         was_training = model.network.training

@@ -16,10 +16,12 @@ from finetwo.core.config import RowsConfig, SamplingConfig, TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.data.examples import Example, load_splits
 from finetwo.data.loader import Sequences
+from finetwo.data.sequences import Sequence
 from finetwo.generate.pipeline import Model
 from finetwo.tasks.registry import find_task
 from finetwo.train.evaluate import byte_lengths, evaluate
-from finetwo.train.prepare import detect_task, make_template, prepare_records, prepare_stream
+from finetwo.train.prepare import detect_task, prepare_records, prepare_stream
+from finetwo.train.templates import make_template
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,20 @@ def measure(model: Model, data: Path, options: MeasureOptions, say: Callable[[st
     rows = replace(options.rows, split="train:1.0") if whole and options.rows.split is None else options.rows
     config = TrainConfig(data=str(data), rows=rows, template=options.template, max_length=length, seed=options.seed)
     task = detect_task(config, data)
-    part = "train" if whole else options.part
     examples: list[Example] = []
     if task.layout == "stream":
         with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:
             prepared = prepare_stream(data, find_task("style"), model.tokenizer, config, length, Path(folder), say)
-            chunks = prepared.splits()
-            figures = _losses(model, chunks.get(part), part, options)
+            figures = _losses(model, _chosen(prepared.splits(), options.part), options)
     else:
         loaded = load_splits(data, rows, options.seed, say)
         known = sorted({k for e in loaded.splits["train"][:1] for k in e.fields if k != "completion"})
         template = make_template(task, options.template, model.template, loaded.columns, known)
         assert template is not None
         prepared = prepare_records(loaded, task, template, model.tokenizer, config, length, say)
-        figures = _losses(model, prepared.splits().get(part), part, options)
-        examples = loaded.splits[part]
+        figures = _losses(model, _chosen(prepared.splits(), options.part), options)
+        parts = loaded.splits if whole else {options.part: loaded.splits[options.part]}
+        examples = [example for part in parts.values() for example in part]
         if options.answer_tokens:
             figures |= _exact_match(replace(model, template=template), examples, options.answer_tokens)
     unit = "chunks" if task.layout == "stream" else "records"
@@ -73,9 +74,29 @@ def measure(model: Model, data: Path, options: MeasureOptions, say: Callable[[st
     return figures
 
 
-def _losses(model: Model, data: Sequences | None, part: str, options: MeasureOptions) -> dict[str, Any]:
-    if data is None or not len(data):
+class _Joined:
+    """Several sets one after the other."""
+
+    def __init__(self, sets: list[Sequences]) -> None:
+        self._places = [(data, i) for data in sets for i in range(len(data))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, index: int, epoch: int) -> Sequence:
+        data, place = self._places[index]
+        return data.get(place, epoch)
+
+
+def _chosen(splits: dict[str, Sequences], part: str) -> Sequences:
+    """The asked part, or all of them; InputError when there is nothing in it."""
+    found = _Joined([data for name, data in splits.items() if part in ("all", name)])
+    if not len(found):
         raise InputError("--part", "this part of the data has no record", part, "give --rows.split, or --part all")
+    return found
+
+
+def _losses(model: Model, data: Sequences, options: MeasureOptions) -> dict[str, Any]:
     found = evaluate(model.network, data, options.batch_size, byte_lengths=byte_lengths(model.tokenizer))
     assert found is not None
     return {**found.to_dict(), "perplexity": found.perplexity}

@@ -7,7 +7,7 @@ count that is said aloud.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +19,15 @@ from finetwo.data.examples import Example, Loaded, load_rows, load_splits
 from finetwo.data.loader import InMemory, Sequences
 from finetwo.data.sequences import Sequence, encode_segments
 from finetwo.data.source import find_files, read_rows
+from finetwo.data.split import DEFAULT_SPLIT, parse_split
 from finetwo.tasks.registry import find_task
 from finetwo.tasks.task import Task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
-_USUAL = {"Dolly": "dolly", "prompt/completion": "plain"}
-"""The template that goes with a known arrangement of columns."""
+_SMALLEST_CUT = 400
+"""A single document of fewer characters is not cut: its parts would say nothing."""
 
 
 @dataclass
@@ -81,36 +82,12 @@ def _kind_of_rows(data: object) -> str:
     return "style" if quiet.columns.kind == "text" else "instruct"
 
 
-def make_template(
-    task: Task, wanted: str | None, stored: Template | None, columns: Columns, known: list[str]
-) -> Template | None:
-    """The template of a job: as asked (a name, a text, a file), else the model's own, else the task's default."""
-    if task.template is None:
-        if wanted is not None:
-            raise InputError("--template", f"the task {task.name} has no prompt", wanted, "leave --template out")
-        return None
-    if wanted is None:
-        return stored or Template.named(_USUAL.get(columns.layout, task.template))
-    if "{" not in wanted and (Path(wanted).is_file() or wanted.endswith((".txt", ".template"))):
-        path = Path(wanted)
-        if not path.is_file():
-            raise InputError(
-                "--template", "no such file", wanted, "use alpaca, dolly, plain, or a text with {field} placeholders"
-            )
-        template = Template.parse(path.read_text(encoding="utf-8"), str(path))
-    elif "{" in wanted or "}" in wanted:
-        template = Template.parse(wanted.replace("\\n", "\n"))
-    else:
-        return Template.named(wanted)
-    roles = {name: role for role, name in columns.roles.items() if role != "completion"}  # a prompt holds no answer
-    template.check_fields([*roles, *known])
-    return template.rename(roles)
-
-
 def prepare_records(
     loaded: Loaded, task: Task, template: Template, tokenizer: Tokenizer, config: TrainConfig, max_length: int, say: Say
 ) -> Prepared:
     """Turn examples into sequences in memory, counting what was cut and what did not fit."""
+    if not loaded.splits["train"]:
+        raise InputError("--rows.split", "leaves no record for train", config.rows.split, "give train a share")
     counts: Counter[str] = Counter()
     sets: dict[str, list[Sequence]] = {}
     places: list[str] = []
@@ -189,7 +166,7 @@ def prepare_stream(
     settings = [to_dict(config.rows), config.seed]
     key = corpus_key([p for group in files.values() for p in group], tokenizer, settings) if files else ""
     names = ("train", "validation", "test")
-    corpora = {n: Corpus.open(folder / n, key) for n in names} if key else {}
+    corpora = {n: _cached(folder / n, key, say) for n in names} if key else {}
     if not corpora.get("train"):
         corpora = _build_corpora(data, files, tokenizer, config, folder, key, say)
     else:
@@ -209,6 +186,18 @@ def prepare_stream(
     digest = corpus_digest({n: c for n, c in corpora.items() if c is not None})
     counts = {n: len(c) for n, c in chunks.items()}
     return Prepared(task, None, learn, chunks.get("validation"), chunks.get("test"), digest, counts)
+
+
+def _cached(folder: Path, key: str, say: Say) -> Corpus | None:
+    """The cache in `folder` if it is the asked one and still what was written; None to build it anew."""
+    try:
+        corpus = Corpus.open(folder, key)
+        if corpus is not None:
+            corpus.verify()
+    except InputError as error:
+        say(f"warning: {error.line()}; it is built anew")
+        return None
+    return corpus
 
 
 def corpus_digest(corpora: dict[str, Corpus]) -> str:
@@ -253,10 +242,12 @@ def _texts(paths: list[Path], rows: RowsConfig, say: Say) -> Iterator[str]:
 
 def _split_documents(data: object, config: TrainConfig, say: Say) -> dict[str, list[str]]:
     """Documents by split; a single document is cut at a line near 90 %, so that no text is on both sides."""
+    heard: list[str] = []
+    plan = parse_split(config.rows.split or DEFAULT_SPLIT)
     if isinstance(data, str | Path):
-        loaded = load_splits(Path(data), config.rows, config.seed, say)
+        loaded = load_splits(Path(data), config.rows, config.seed, heard.append)
     else:
-        loaded = load_rows(data, config.rows, config.seed, say)
+        loaded = load_rows(data, config.rows, config.seed, heard.append)
     if loaded.columns.kind != "text":
         raise InputError(
             loaded.origin,
@@ -265,10 +256,25 @@ def _split_documents(data: object, config: TrainConfig, say: Say) -> dict[str, l
             "name the column: --rows.columns.text NAME",
         )
     splits = {n: [e.fields["text"] for e in examples] for n, examples in loaded.splits.items()}
-    if len(splits["train"]) == 1 and not splits["validation"] and config.rows.split is None:
-        text = splits["train"][0]
-        cut = text.rfind("\n", 0, int(len(text) * 0.9)) + 1 or text.rfind(" ", 0, int(len(text) * 0.9)) + 1
-        if cut > 0 and len(text) - cut > 200:
-            splits["train"], splits["validation"] = [text[:cut]], [text[cut:]]
-            say("one document: its last tenth is held out for validation")
+    documents = [text for texts in splits.values() for text in texts]
+    if len(documents) == 1 and plan.fractions and len(documents[0]) >= _SMALLEST_CUT:
+        say(f"one document: cut at line ends, {config.rows.split or DEFAULT_SPLIT}")
+        return {name: [text] for name, text in _cut(documents[0], plan.fractions).items() if text}
+    for note in heard:
+        say(note)
+    if not splits["train"]:
+        raise InputError("--rows.split", "leaves no document for train", config.rows.split, "give train a share")
     return splits
+
+
+def _cut(text: str, shares: Mapping[str, float]) -> dict[str, str]:
+    """Cut one text into consecutive parts of the given shares, each ending at a line end (or blank)."""
+    parts: dict[str, str] = {}
+    start, share = 0, 0.0
+    for name, part in shares.items():
+        share += part
+        end = len(text) if share > 1 - 1e-6 else int(len(text) * share)
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or text.rfind(" ", start, end) + 1 or end
+        parts[name], start = text[start:end], end
+    return parts

@@ -18,7 +18,7 @@ class Report:
     """The outcome of `finetwo.train`."""
 
     model: Model
-    """The tuned model, ready to generate."""
+    """The model after the last step, ready to generate; `finetwo.load(report.folder)` gives the best one."""
     folder: Path
     """The run folder."""
     steps: int
@@ -48,4 +48,6 @@ class Report:
                 f"validation loss {self.first['loss']:.4f} -> {self.last['loss']:.4f} "
                 f"(best {self.best['loss']:.4f} at step {self.best['step']:,})"
             )
+            if self.best["step"] == 0:
+                found.append("warning: no step beat the untuned start on the validation data; final/ is the last step")
         return found

@@ -18,6 +18,7 @@ import torch
 
 from finetwo.core.config import TrainConfig, to_dict
 from finetwo.core.errors import InputError
+from finetwo.core.version import __version__
 from finetwo.store.checkpoint import Checkpoint, list_checkpoints, newest_valid, open_checkpoint
 from finetwo.store.run import RunFolder
 from finetwo.train.prepare import Prepared
@@ -25,7 +26,7 @@ from finetwo.train.start import Start
 
 Say = Callable[[str], None]
 ENVIRONMENT = "environment.json"
-_PACKAGES = ("finetwo", "torch", "numpy", "tokenizers", "tiktoken")
+_PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken")
 # What may differ between the first start and a resume without changing the result.
 _FREE = {
     "out",
@@ -72,6 +73,16 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path.removeprefix('settings.')}: {short(old)} then, {short(new)} now"]
 
 
+def _named_checkpoint(name: str, run: Path) -> Checkpoint:
+    """The checkpoint that --resume names: a path, a name in this run folder, or a run folder's newest."""
+    path = next((p for p in (Path(name), run / name, run / f"checkpoint-{name}") if p.is_dir()), None)
+    if path is None:
+        there = ", ".join(p.name for p in list_checkpoints(run)) or "none"
+        raise InputError("--resume", "no such checkpoint", name, f"checkpoints here: {there}")
+    newest = newest_valid(path)[0] if list_checkpoints(path) else None
+    return newest or open_checkpoint(path)
+
+
 def find_checkpoint(config: TrainConfig, folder: RunFolder, fingerprint: dict[str, Any], say: Say) -> Checkpoint | None:
     """The checkpoint to go on from, or None to start; InputError when the run there is another one."""
     if config.resume == "never":
@@ -89,11 +100,7 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, fingerprint: dict[st
                 "start over with --resume never, or take another --out",
             )
     else:
-        path = Path(config.resume)
-        if not path.is_dir():
-            there = ", ".join(p.name for p in list_checkpoints(folder.path)) or "none"
-            raise InputError("--resume", "no such checkpoint", config.resume, f"checkpoints here: {there}")
-        found = open_checkpoint(path)
+        found = _named_checkpoint(config.resume, folder.path)
     if found is None:
         return None
     differences = _differences(found.state.get("fingerprint"), fingerprint)
@@ -111,7 +118,7 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, fingerprint: dict[st
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that can change a result."""
-    found = {}
+    found = {"finetwo": __version__}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -14,6 +14,7 @@ import torch
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
+from finetwo.generate.pipeline import Model
 from finetwo.model.config import SIZES, GPT2Config
 from finetwo.model.network import Network
 from finetwo.store.folder import Extras
@@ -44,8 +45,8 @@ def pick_device(name: str, where: str = "--device") -> torch.device:
         + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         + (["mps"] if torch.backends.mps.is_available() else [])
     )
-    if name == "auto":
-        return torch.device("cuda" if len(there) > 1 and there[1].startswith("cuda") else there[-1])
+    if name == "auto":  # mps is taken only when asked for: it is untested
+        return torch.device("cuda" if "cuda:0" in there else "cpu")
     if name not in there and not (name == "cuda" and "cuda:0" in there):
         raise InputError(where, "no such device here", name, f"available: {', '.join(there)}")
     return torch.device(name)
@@ -103,17 +104,22 @@ def settle(config: TrainConfig, shape: GPT2Config, task: Task) -> TrainConfig:
     return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
 
 
-def given_start(config: TrainConfig) -> Start:
-    """The model or adapter that --model names; InputError when an adapter is to get an adapter."""
-    opened = open_model(config.model, config.base)
-    if opened.is_adapter and config.lora.enabled:
+def given_start(config: TrainConfig, model: Model | None = None) -> Start:
+    """The model or adapter that --model names, or the one in memory; InputError for an adapter upon an adapter."""
+    if model is None:
+        opened = open_model(config.model, config.base)
+        start = Start(opened.network, opened.tokenizer, opened.extras, opened.base, opened.folder)
+    else:
+        extras = Extras(task=model.task, template=model.template)
+        start = Start(model.network, model.tokenizer, extras, model.base or model.name, Path(model.name))
+    if start.network.lora is not None and config.lora.enabled:
         raise InputError(
             "--lora",
             f"{config.model} is an adapter already",
             None,
             "leave --lora out to go on training it, or merge it first",
         )
-    return Start(opened.network, opened.tokenizer, opened.extras, opened.base, opened.folder)
+    return start
 
 
 def fresh_start(config: TrainConfig, say: Say) -> Start:
