@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from tests.generate.conftest import random_network, shape
 
 from finetwo.core.config import SamplingConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
 from finetwo.model.network import Network
+from finetwo.store.models import open_model
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 
@@ -96,3 +100,40 @@ def test_adapters_and_counts(tokenizer: Tokenizer) -> None:
     learned = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
     assert model.n_parameters == before + learned and learned > 0
     assert model.generate("one") == text
+
+
+def test_a_saved_model_answers_as_before(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = Model(random_network(shape()), tokenizer, Template.named("dolly"), "instruct", "small")
+    said = model.generate("a cat", max_new_tokens=8)
+    model.save(tmp_path / "whole")
+    whole = open_model(str(tmp_path / "whole"))
+    again = Model(whole.network, whole.tokenizer, whole.extras.template, whole.extras.task)
+    assert again.generate("a cat", max_new_tokens=8) == said
+    with pytest.raises(InputError, match="not an empty folder"):
+        model.save(tmp_path / "whole")
+    model.base = str(tmp_path / "whole")
+    model.add_lora(rank=2, targets=["c_attn", "mlp.c_fc"])
+    for name, p in model.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
+    tuned = model.generate("a cat", max_new_tokens=8)
+    model.save(tmp_path / "adapter")
+    opened = open_model(str(tmp_path / "adapter"))
+    assert opened.is_adapter
+    assert Model(opened.network, tokenizer, opened.extras.template).generate("a cat", max_new_tokens=8) == tuned
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"r": 8}, "use rank"),
+        ({"rank": "8"}, "wrong type"),
+        ({"rank": 8.5}, "wrong type"),
+        ({"rank": True}, "wrong type"),
+        ({"rank": 0}, "1 to 1024"),
+        ({"targets": ["c_atn"]}, "no layer has this name"),
+    ],
+)
+def test_adapter_settings_are_checked(tokenizer: Tokenizer, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Model(random_network(shape()), tokenizer).add_lora(**settings)  # type: ignore[arg-type]

@@ -307,3 +307,9 @@ def test_reference_encoder_adds_no_control_tokens(tiny_tokenizer: Tokenizer) -> 
     encode = reference_encoder(tiny_tokenizer.vocabulary)
     assert tiny_tokenizer.eot not in encode(END_OF_TEXT) and encode("") == []
     assert module.reference_encoder is reference_encoder
+
+
+def test_the_published_vocabulary_is_what_its_digest_promises(gpt2_tokenizer: Tokenizer) -> None:
+    """The proof that is not made at each start for the published vocabulary is made here."""
+    assert gpt2_tokenizer.digest == module._PUBLISHED
+    assert module.merges_reach_every_token(gpt2_tokenizer.vocabulary)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from finetwo.core.config import TrainConfig
+from finetwo.app.arguments import options_of, split_list
+from finetwo.app.foreign import remedy
+from finetwo.core.config import COMMA_TEXTS, TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
 from finetwo.store.models import open_model
@@ -39,10 +40,8 @@ def configure(settings: dict[str, Any], config: TrainConfig | None = None) -> Tr
 def _set(target: Any, path: list[str], value: Any, name: str) -> Any:
     known = [f.name for f in fields(target)]
     if path[0] not in known:
-        near = get_close_matches(path[0], known, n=1)
-        raise InputError(
-            name, "unknown setting", None, f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-        )
+        fix = remedy(name, list(options_of(TrainConfig)), dashes="")
+        raise InputError(name, "unknown setting", None, fix or f"use {', '.join(known)}")
     current = getattr(target, path[0])
     if len(path) > 1 and is_dataclass(current):
         value = _set(current, path[1:], value, name)
@@ -74,8 +73,11 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind is str and (is_number or isinstance(value, str | PurePath)):
         return str(value)
-    if get_origin(kind) is list and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        return list(value)
+    texts = list(value) if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value) else None
+    if kind is str and texts is not None and name in COMMA_TEXTS:
+        return ",".join(texts)
+    if get_origin(kind) is list and (texts is not None or isinstance(value, str)):
+        return split_list(value) if texts is None else texts
     if isinstance(kind, type) and (kind is bool or is_dataclass(kind)) and isinstance(value, kind):
         return value
     other = "a list of texts" if get_origin(kind) else "a dictionary"

@@ -44,30 +44,22 @@ def help_text() -> str:
 
 def main(words: Sequence[str]) -> int:
     """Run one command line and return its exit code; expected failures print one line on stderr."""
-    debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
+    options = list(words[: words.index("--")] if "--" in words else words)
+    debug = "--debug" in options
+    words = [w for w in options if w != "--debug"] + list(words[len(options) :])
     from finetwo.core.errors import FineTwoError
 
     try:
         return _dispatch(words)
     except FineTwoError as error:
-        if debug:
-            raise
-        _complain(error.line())
-        return error.exit_code
+        return _complain(error.line(), error.exit_code, debug)
     except KeyboardInterrupt:
-        if debug:
-            raise
-        _complain("stopped")
-        return 130
+        return _complain("stopped", 130, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if debug:
-            raise
-        _complain(_unexpected(error))
-        return 3 if isinstance(error, OSError | MemoryError) else 1
+        return _complain(_unexpected(error), 3 if isinstance(error, OSError | MemoryError) else 1, debug)
 
 
 def _unexpected(error: Exception) -> str:
@@ -82,10 +74,16 @@ def _unexpected(error: Exception) -> str:
     return f"internal: {kind}: {text}. Fix: this is a fault of FineTwo: run again with --debug and report it"
 
 
-def _complain(line: str) -> None:
+def _complain(line: str, code: int, debug: bool) -> int:
+    """Write the error that is being handled, after its traceback if asked for; return the exit code."""
     text = f"error: {line}\n"
+    if debug:
+        import traceback
+
+        text = traceback.format_exc() + text
     encoding = sys.stderr.encoding or "ascii"
     sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    return code
 
 
 def _dispatch(words: list[str]) -> int:

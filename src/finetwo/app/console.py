@@ -5,6 +5,7 @@ It knows events and nothing of training. Its one invariant: without a terminal i
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +29,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _asked(prompt: str | Mapping[str, str]) -> str:
+    """A prompt as one text: of a record the field that asks, else all of it."""
+    if isinstance(prompt, str):
+        return prompt
+    return prompt.get("prompt") or json.dumps(dict(prompt), ensure_ascii=False)
 
 
 class Console:
@@ -57,7 +65,7 @@ class Console:
             )
         elif kind == "sample":
             for text in event["texts"]:
-                self._line(f"step {event['step']:>6,}  {event['prompt'][-60:]!r} -> {text[:200]!r}")
+                self._line(f"step {event['step']:>6,}  {_asked(event['prompt'])[-60:]!r} -> {text[:200]!r}")
 
     def close(self) -> None:
         """Remove the live line."""

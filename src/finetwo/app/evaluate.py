@@ -7,11 +7,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetwo.app.arguments import cut, options_of, parse, show_help
-from finetwo.core.config import RowsConfig
+from finetwo.app import front
+from finetwo.app.arguments import Words
+from finetwo.core.config import RowsConfig, check_seed
 from finetwo.core.errors import InputError
 
-_PROG = "finetwo evaluate"
 _USAGE = "finetwo evaluate MODEL DATA [--part test] [--option VALUE ...]"
 _ABOUT = """Loss of a model over a whole set: sum of losses over sum of tokens, for the answers and for all tokens, with
 perplexity and bits per byte. Instruction data also gets exact match with --exact_match.
@@ -50,23 +50,35 @@ class EvaluateArguments:
     """Write the figures as one JSON object."""
 
 
-def run(words: list[str]) -> int:
-    """Run the verb with the given words; return the exit code."""
-    given = cut(words, options_of(EvaluateArguments), config_allowed=False)
-    if given.help:
-        show_help(EvaluateArguments, _USAGE, _ABOUT)
-        return 0
-    arguments = parse(EvaluateArguments, given, _PROG, _ABOUT)
-    if len(given.positional) != 2:
-        raise InputError("evaluate", "a model and a data file are needed", " ".join(given.positional), _USAGE)
+def _settle(arguments: EvaluateArguments, words: Words) -> EvaluateArguments:
+    """Check everything that needs neither model nor data."""
+    from finetwo.data.split import parse_split
+
+    words.expect("evaluate", 2, 2, "a model and a data file are needed", _USAGE)
     if arguments.part not in ("all", "train", "validation", "test"):
         raise InputError("--part", "must be train, validation, test or all", arguments.part)
+    for name, low in (("batch_size", 1), ("max_new_tokens", 1), ("max_length", 2)):
+        value = getattr(arguments, name)
+        if value is not None and value < low:
+            raise InputError(f"--{name}", f"must be an integer >= {low}", value, f"give {low} or more")
+    check_seed("--seed", arguments.seed)
     arguments.rows.check()
+    if arguments.rows.split is not None:
+        parse_split(arguments.rows.split)
+    return arguments
+
+
+def run(words: list[str]) -> int:
+    """Run the verb with the given words; return the exit code."""
+    asked = front.read(EvaluateArguments, words, _USAGE, _ABOUT, _settle)
+    if asked is None:
+        return 0
+    arguments, (name, data) = asked
     from finetwo.app.api import load
     from finetwo.app.console import say
     from finetwo.train.measure import MeasureOptions, measure
 
-    model = load(given.positional[0], base=arguments.base, device=arguments.device)
+    model = load(name, base=arguments.base, device=arguments.device)
     options = MeasureOptions(
         arguments.part,
         arguments.rows,
@@ -76,7 +88,7 @@ def run(words: list[str]) -> int:
         arguments.max_new_tokens if arguments.exact_match else 0,
         arguments.seed,
     )
-    figures = measure(model, Path(given.positional[1]), options, say)
+    figures = measure(model, Path(data), options, say)
     if arguments.json:
         sys.stdout.write(json.dumps(figures) + "\n")
         return 0

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetwo.app.arguments import cut, options_of, parse, show_help
+from finetwo.app import front
+from finetwo.app.arguments import Words
 from finetwo.core.errors import InputError
 
-_PROG = "finetwo export"
 _USAGE = "finetwo export MODEL --out FOLDER [--to hf|adapter|merged] [--dtype float32|bf16|float16]"
 _ABOUT = """Write a model where other tools find it: `hf` is a folder that transformers loads, `adapter` a folder that
 PEFT loads, `merged` a whole model with the adapter added into its weights.
@@ -36,22 +36,24 @@ class ExportArguments:
     """Revision of a hub model."""
 
 
+def _settle(arguments: ExportArguments, words: Words) -> ExportArguments:
+    words.expect("export", 1, 1, "one model is needed", _USAGE)
+    return arguments
+
+
 def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
-    given = cut(words, options_of(ExportArguments), config_allowed=False)
-    if given.help:
-        show_help(ExportArguments, _USAGE, _ABOUT)
+    asked = front.read(ExportArguments, words, _USAGE, _ABOUT, _settle)
+    if asked is None:
         return 0
-    arguments = parse(ExportArguments, given, _PROG, _ABOUT)
-    if len(given.positional) != 1:
-        raise InputError("export", "one model is needed", " ".join(given.positional), _USAGE)
+    arguments, (name,) = asked
     if arguments.out is None:
         raise InputError("--out", "no folder given", None, _USAGE)
     from finetwo.app.console import say
     from finetwo.store.export import export_model
     from finetwo.store.models import open_model
 
-    opened = open_model(given.positional[0], arguments.base, arguments.revision)
+    opened = open_model(name, arguments.base, arguments.revision)
     for line in export_model(opened, Path(arguments.out), arguments.to, arguments.dtype):
         say(line)
     return 0

@@ -1,6 +1,7 @@
-"""Names that users bring from other tools, with ours: an error for a foreign name says the right one.
+"""Names that users bring from other tools, with ours, or with the reason why there is none.
 
-There are no aliases: two names for one thing would have to be explained for ever.
+There are no aliases: two names for one thing would have to be explained for ever. Its one invariant: an answer names
+only options that the verb at hand has.
 """
 
 from __future__ import annotations
@@ -96,7 +97,6 @@ OURS: dict[str, str] = {
     "instruction_column": "--rows.columns.prompt",
     "num_return_sequences": "--n",
     "num_samples": "--n",
-    "num_beams": "--n",
     "max_tokens": "--max_new_tokens",
     "max_output_length": "--max_new_tokens",
     "do_sample": "--temperature 1",
@@ -113,20 +113,62 @@ OURS: dict[str, str] = {
     "dry_run": "--print_config",
 }
 
+REASONS: dict[str, str] = {
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantize", "quantization"), "comes with a later version"),
+    "load_best_model_at_end": "not needed: best/ is always kept",
+    **dict.fromkeys(("logging_steps", "log_interval", "log_every"), "not needed: every step is in metrics.jsonl"),
+    **dict.fromkeys(
+        ("completion_only_loss", "mask_prompt", "train_on_inputs", "mask_inputs"),
+        "not needed: loss is on the answer only",
+    ),
+    "gradient_checkpointing": "not there yet; a smaller --batch_size with more --grad_accum saves memory",
+    "num_beams": "not there: sampling and greedy only",
+    **dict.fromkeys(("dataset_num_proc", "preprocessing_num_workers"), "not needed: one pass reads the data"),
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), "nothing leaves your machine; export writes a folder"),
+    "hub_token": "nothing leaves your machine; to read a private model set HF_TOKEN",
+}
+"""Names of other tools that have no option here, and why."""
+_CUTOFF, _FOREIGN_CUTOFF = 0.7, 0.8
+"""Likeness from which a name is taken for a misspelling of ours, and of another tool's."""
 
-def remedy(name: str, known: list[str]) -> str:
-    """What to say for the unknown option `name` (without dashes): our name for it, else the nearest of `known`."""
+
+def remedy(name: str, known: list[str], dashes: str = "--") -> str:
+    """What to say for the unknown option `name` (without dashes), or the empty string.
+
+    The reason why it is not here, else our name for it, else the nearest of `known`; our names are written with
+    `dashes` before them.
+    """
     plain = name.replace("-", "_").lower()
     last = plain.rsplit(".", 1)[-1]
-    if plain in known:
-        return f"did you mean --{plain}?"
-    for candidate in (plain, last):
-        ours = OURS.get(candidate)
-        if ours and ours.split()[0].lstrip("-") in known:
-            return f"here it is called {ours}"
-    nested = [k for k in known if k.rsplit(".", 1)[-1] == last]
-    near = nested or get_close_matches(plain, known, n=1, cutoff=0.5)
-    via = get_close_matches(plain, list(OURS), n=1, cutoff=0.8)
-    if via and (not near or plain not in near) and OURS[via[0]].split()[0].lstrip("-") in known and not nested:
-        return f"did you mean {OURS[via[0]]}?"
-    return f"did you mean --{near[0]}?" if near else "see --help"
+    near = _nearest(plain, last, known)
+    answers = [
+        f"did you mean --{plain}?" if plain in known else "",
+        REASONS.get(plain) or REASONS.get(last, ""),
+        *(_said("here it is called {}", OURS.get(foreign), known) for foreign in (plain, last)),
+        f"did you mean --{near}?" if near and near.rsplit(".", 1)[-1] == last else "",
+        *(
+            _said("did you mean {}?", OURS[m], known)
+            for m in get_close_matches(plain, OURS, n=1, cutoff=_FOREIGN_CUTOFF)
+        ),
+        f"did you mean --{near}?" if near else "",
+    ]
+    return next((answer for answer in answers if answer), "").replace("--", dashes)
+
+
+def _nearest(plain: str, last: str, known: list[str]) -> str | None:
+    """The option of a group that ends so, the first option of the group of that name, or the most similar one."""
+    candidates = [
+        *(k for k in known if k.rsplit(".", 1)[-1] == last),
+        *(k for k in known if k.startswith(f"{plain}.")),
+        *get_close_matches(plain, known, n=1, cutoff=_CUTOFF),
+    ]
+    return candidates[0] if candidates else None
+
+
+def _said(text: str, ours: str | None, known: list[str]) -> str:
+    """`text` with our option in it, wherever the verb has it (`--n` may be `--sampling.n`); empty where it has not."""
+    if ours is None:
+        return ""
+    option, space, rest = ours.removeprefix("--").partition(" ")
+    place = next((k for k in known if k == option), next((k for k in known if k.endswith(f".{option}")), None))
+    return text.format(f"--{place}{space}{rest}") if place else ""

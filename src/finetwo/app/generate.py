@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetwo.app.arguments import cut, options_of, parse, show_help
+from finetwo.app import front
+from finetwo.app.arguments import Words
 from finetwo.core.config import SamplingConfig
 from finetwo.core.errors import InputError
 
 if TYPE_CHECKING:
     from finetwo.generate.pipeline import Model, Prompt
 
-_PROG = "finetwo generate"
 _USAGE = 'finetwo generate MODEL ["PROMPT" ...] [--prompts FILE] [--option VALUE ...]'
 _ABOUT = """Answer prompts with a model folder, a run folder, an adapter or a hub name. A prompt is put into the
 template that the model was tuned with; a model without one continues the text as it stands.
@@ -47,7 +47,7 @@ class GenerateArguments:
     repetition_penalty: float = 1.0
     """Above 1 makes tokens already seen less likely."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end an answer (comma-separated, or given again)."""
+    """Strings that end an answer (comma-separated, a JSON list, or given again)."""
     n: int = 1
     """Answers per prompt."""
     seed: int = 0
@@ -66,29 +66,37 @@ class GenerateArguments:
 
 def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
-    given = cut(words, options_of(GenerateArguments), config_allowed=False)
-    if given.help:
-        show_help(GenerateArguments, _USAGE, _ABOUT)
+    asked = front.read(GenerateArguments, words, _USAGE, _ABOUT, _settle)
+    if asked is None:
         return 0
-    arguments = parse(GenerateArguments, given, _PROG, _ABOUT)
-    if not given.positional:
-        raise InputError("generate", "no model given", None, 'finetwo generate MODEL "PROMPT"')
+    arguments, (name, *given) = asked
     samplings = [_sampling(arguments, t) for t in arguments.temperature]
-    if not samplings:
-        raise InputError("--temperature", "needs at least one number")
-    name, prompts = given.positional[0], list(given.positional[1:])
-    if not prompts and arguments.prompts is None:
-        raise InputError("generate", "no prompt given", None, f'finetwo generate {name} "PROMPT", or --prompts FILE')
     from finetwo.app.api import load
 
-    asked: list[Prompt] = [*prompts, *_from_file(arguments.prompts)]
+    prompts: list[Prompt] = [*given, *_from_file(arguments.prompts)]
     model = load(name, base=arguments.base, revision=arguments.revision, device=arguments.device)
     for sampling in samplings:
         if arguments.json:
-            _write_json(model, asked, sampling, arguments.raw, several=len(samplings) > 1)
+            _write_json(model, prompts, sampling, arguments.raw, several=len(samplings) > 1)
         else:
-            _write_text(model, asked, sampling, arguments.raw, several=len(samplings) > 1)
+            _write_text(model, prompts, sampling, arguments.raw, several=len(samplings) > 1)
     return 0
+
+
+def _settle(arguments: GenerateArguments, words: Words) -> GenerateArguments:
+    """Check everything that needs no model."""
+    if not arguments.temperature:
+        raise InputError("--temperature", "needs at least one number", "[]", "leave it out, or give 0 for greedy")
+    for temperature in arguments.temperature:
+        _sampling(arguments, temperature)
+    if words.print_config:
+        return arguments
+    if not words.positional:
+        raise InputError("generate", "no model given", None, 'finetwo generate MODEL "PROMPT"')
+    if len(words.positional) < 2 and arguments.prompts is None:
+        fix = f'finetwo generate {words.positional[0]} "PROMPT", or --prompts FILE'
+        raise InputError("generate", "no prompt given", None, fix)
+    return arguments
 
 
 def _sampling(arguments: GenerateArguments, temperature: float) -> SamplingConfig:
@@ -101,11 +109,17 @@ def _sampling(arguments: GenerateArguments, temperature: float) -> SamplingConfi
 def _from_file(path: str | None) -> list[Prompt]:
     if path is None:
         return []
-    if path == "-":
-        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    from finetwo.generate.prompts import read_prompts
+    from finetwo.generate.prompts import prompt_lines, read_prompts
 
-    return read_prompts(Path(path))
+    if path != "-":
+        return read_prompts(Path(path))
+    try:
+        found = prompt_lines(sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise InputError("--prompts -", f"not {error.encoding}: {error.reason}", None, "write UTF-8 text") from None
+    if not found:
+        raise InputError("--prompts -", "no prompt on standard input", None, "write one prompt a line")
+    return found
 
 
 def _write_json(model: Model, prompts: list[Prompt], sampling: SamplingConfig, raw: bool, several: bool) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetwo.app.arguments import cut, options_of, parse, show_help
-from finetwo.core.errors import InputError
+from finetwo.app import front
+from finetwo.app.arguments import Words
 
-_PROG = "finetwo info"
 _USAGE = "finetwo info [MODEL | RUN]"
 _ABOUT = """Without a name: this machine and the packages in use. With a model or adapter: its shape, task and
 template. With a run folder: how the run went.
@@ -27,16 +26,18 @@ class InfoArguments:
     """Write one JSON object."""
 
 
+def _settle(arguments: InfoArguments, words: Words) -> InfoArguments:
+    words.expect("info", 0, 1, "one model or run at a time", _USAGE)
+    return arguments
+
+
 def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
-    given = cut(words, options_of(InfoArguments), config_allowed=False)
-    if given.help:
-        show_help(InfoArguments, _USAGE, _ABOUT)
+    asked = front.read(InfoArguments, words, _USAGE, _ABOUT, _settle)
+    if asked is None:
         return 0
-    arguments = parse(InfoArguments, given, _PROG, _ABOUT)
-    if len(given.positional) > 1:
-        raise InputError("info", "one model or run at a time", " ".join(given.positional), _USAGE)
-    content = about(given.positional[0]) if given.positional else machine()
+    arguments, names = asked
+    content = about(names[0]) if names else machine()
     if arguments.json:
         sys.stdout.write(json.dumps(content) + "\n")
         return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetwo.app.arguments import cut, options_of, parse, show_help
+from finetwo.app import front
+from finetwo.app.arguments import Words
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 
@@ -32,25 +34,30 @@ class TokenizerArguments:
     rows: RowsConfig = field(default_factory=RowsConfig)
 
 
+def _settle(arguments: TokenizerArguments, words: Words) -> TokenizerArguments:
+    needed = "needs the word train and files of text"
+    words.expect("tokenizer", 2, math.inf, needed, _USAGE)
+    if words.positional[:1] not in ([], ["train"]):
+        raise InputError("tokenizer", needed, " ".join(words.positional), _USAGE)
+    arguments.rows.check()
+    return arguments
+
+
 def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
-    given = cut(words, options_of(TokenizerArguments))
-    if given.help:
-        show_help(TokenizerArguments, _USAGE, _ABOUT)
+    asked = front.read(TokenizerArguments, words, _USAGE, _ABOUT, _settle)
+    if asked is None:
         return 0
-    arguments = parse(TokenizerArguments, given, "finetwo tokenizer train", _ABOUT)
-    if not given.positional or given.positional[0] != "train" or len(given.positional) < 2:
-        raise InputError("tokenizer", "needs the word train and files of text", " ".join(given.positional), _USAGE)
+    arguments, (_, *names) = asked
     if arguments.out is None:
         raise InputError("--out", "no folder given", None, _USAGE)
-    arguments.rows.check()
     out = Path(arguments.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("--out", "exists and is not an empty folder", arguments.out, "give a new folder")
     from finetwo.app.console import say
     from finetwo.text.tokenizer import Tokenizer, train_vocabulary
 
-    files = [Path(p) for p in given.positional[1:]]
+    files = [Path(name) for name in names]
     tokenizer = Tokenizer(train_vocabulary(_texts(files, arguments), arguments.vocab))
     tokenizer.save(out)
     say(f"vocabulary of {tokenizer.vocab_size:,} ids written to {out}; end-of-text is {tokenizer.eot}")

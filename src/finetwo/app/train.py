@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
 
-from finetwo.app.arguments import cut, options_of, parse, print_config, show_help
+from finetwo.app import front
+from finetwo.app.arguments import Words
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 
-_PROG = "finetwo train"
 _USAGE = "finetwo train DATA [--model NAME] [--lora.rank 8] [--config FILE] [--option VALUE ...]"
 _ABOUT = """Tune a model on your data: instructions (prompt and answer columns), or plain text. Everything not given is
 detected and said aloud. The same command again goes on with a run that was stopped.
@@ -24,23 +26,13 @@ examples:
 
 def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
-    cut_words = cut(words, options_of(TrainConfig))
-    if cut_words.help:
-        show_help(TrainConfig, _USAGE, _ABOUT, config=True)
+    asked = front.read(TrainConfig, words, _USAGE, _ABOUT, _settle)
+    if asked is None:
         return 0
-    config = parse(TrainConfig, cut_words, _PROG, _ABOUT)
-    if len(cut_words.positional) > 1 or (cut_words.positional and config.data is not None):
-        raise InputError(
-            "train", "one data file or folder is needed", " ".join(cut_words.positional), "finetwo train DATA"
-        )
-    if cut_words.positional:
-        config = replace(config, data=cut_words.positional[0])
-    config.check()
-    if cut_words.print_config:
-        print_config(config)
-        return 0
+    config, _ = asked
     if config.data is None:
         raise InputError("train", "no data given", None, "finetwo train DATA")
+    _check_early(config)
     from finetwo.app.console import Console, say
     from finetwo.train.job import train
 
@@ -55,3 +47,29 @@ def run(words: list[str]) -> int:
         f"   |   finetwo export {shown} --out FOLDER"
     )
     return 0
+
+
+def _settle(config: TrainConfig, words: Words) -> TrainConfig:
+    """The configuration with the data that was named without an option, checked."""
+    from finetwo.data.split import parse_split
+
+    words.expect("train", 0, 1 if config.data is None else 0, "one data file or folder is needed", "finetwo train DATA")
+    if words.positional:
+        config = replace(config, data=words.positional[0])
+    config.check()
+    if config.rows.split is not None:
+        parse_split(config.rows.split)
+    return config
+
+
+def _check_early(config: TrainConfig) -> None:
+    """Refuse listeners and prompts that are not there before model and data are read, which may take minutes."""
+    from finetwo.generate.prompts import read_prompts
+    from finetwo.train.listeners import make_listener
+
+    elsewhere = {e.name for e in entry_points(group="finetwo.listeners")}
+    for name in config.track:
+        if name not in elsewhere:  # those may do something when made; ours do not
+            make_listener(name, Path())
+    if config.sample_prompts is not None:
+        read_prompts(Path(config.sample_prompts))

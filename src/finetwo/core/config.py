@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from finetwo.core.errors import InputError
 
 TaskName = Literal["auto", "instruct", "style", "pretrain"]
+COMMA_TEXTS: Final = frozenset({"lora.targets", "freeze", "rows.split", "size"})
+"""Text settings that hold a comma-separated list; a list given for one is joined by commas."""
 
 
 def _range(where: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
@@ -125,7 +127,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     """Divide (positive) or multiply (negative) the logits of tokens already seen (CTRL); 1 is off."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end the answer; they are not part of it."""
+    """Strings that end the answer (comma-separated, or a JSON list); they are not part of it."""
     n: int = 1
     """Answers per prompt."""
     seed: int = 0
@@ -169,15 +171,15 @@ class TrainConfig:
     out: str | None = None
     """Run folder (default: runs/<data>-<task>)."""
     epochs: float | None = None
-    """Passes over the training data (default 3, pretrain 1)."""
+    """Passes over the training data (default 3, pretrain 1); --max_steps wins over it."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; wins over epochs."""
+    """Stop after this many optimizer steps; wins over --epochs."""
     batch_size: int = 8
     """Records per micro-batch."""
     grad_accum: int = 1
     """Micro-batches per optimizer step; the update equals one large batch."""
     lr: float | None = None
-    """Peak learning rate (default: 5e-5 full, 3e-4 LoRA, 1e-3 pretrain; the tiny base takes ten times that)."""
+    """Peak learning rate (default: 5e-5 full, 3e-4 LoRA, ten times that for models of width <= 320; 1e-3 pretrain)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the block matrices with AdamW for the rest."""
     muon_lr: float = 0.02
@@ -257,8 +259,7 @@ class TrainConfig:
         for name in ("max_steps", "eval_limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name}", "must be an integer >= 1", getattr(self, name), "give 1 or more")
-        if self.epochs is not None and self.max_steps is None:
-            _range("--epochs", self.epochs, 0.0, 1e6, open_low=True)
+        _range("--epochs", self.epochs, 0.0, 1e6, open_low=True)
         _range("--lr", self.lr, 0.0, 10.0, open_low=True)
         _range("--muon_lr", self.muon_lr, 0.0, 10.0, open_low=True)
         _range("--warmup", self.warmup, 0.0, 1e9)

@@ -5,29 +5,58 @@ It knows files and fields and no network. Its one invariant: every non-blank lin
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
-from finetwo.data.source import read_rows
+from finetwo.core.strict_json import parse_json
+from finetwo.data.opening import PACKED
+from finetwo.data.source import Row, read_rows
 from finetwo.generate.pipeline import Prompt, prompt_fields
+
+_RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".tab")
+"""Endings of files of records; every other name is that of a text."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompts of a file; InputError when it cannot be read, or a record has no text in it."""
-    rows = list(read_rows(path, RowsConfig()))
-    if list(rows[0].fields) == ["text"] and path.suffix not in (".jsonl", ".json", ".csv", ".tsv"):
-        lines: list[Prompt] = [line for line in str(rows[0].fields["text"]).splitlines() if line.strip()]
-        return lines
+    """Return the prompts of a file (also .gz, .xz): lines of text, records, or a JSON array of texts.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or a record has no text in it.
+        EnvironmentFault: no permission, or the device fails.
+    """
+    name = Path(path.stem if path.suffix.lower() in PACKED else path.name)
+    whole = str(next(read_rows(path, RowsConfig(format="txt"))).fields["text"])
+    if name.suffix.lower() not in _RECORDS:
+        return prompt_lines(whole)
+    if re.match(r'\s*\[\s*"', whole) and "json" in name.suffix.lower():
+        return _texts(whole, path)
+    return [_prompt(row) for row in read_rows(path, RowsConfig())]
+
+
+def prompt_lines(text: str) -> list[Prompt]:
+    """Return the lines of a text that are not blank; only a line feed, or carriage return and line feed, ends one."""
+    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+
+
+def _texts(whole: str, path: Path) -> list[Prompt]:
+    """The prompts of a JSON array that begins with a text; all of it must be texts."""
+    found = parse_json(whole, str(path))
     prompts: list[Prompt] = []
-    for row in rows:
-        texts = {k: v for k, v in row.fields.items() if isinstance(v, str)}
-        if list(texts) == ["text"]:
-            texts = {"prompt": texts["text"]}
-        fields = prompt_fields(texts)
-        if not texts:
+    for number, text in enumerate(found, 1):
+        if not isinstance(text, str):
             raise InputError(
-                row.where, "the record has no text", sorted(row.fields), "give prompt, or instruction and input"
+                f"{path}: item {number}", "not a text like the first", text, "write only texts, or records"
             )
-        prompts.append(fields)
+        prompts.append(text)
     return prompts
+
+
+def _prompt(row: Row) -> Prompt:
+    texts = {k: v for k, v in row.fields.items() if isinstance(v, str)}
+    if not texts:
+        raise InputError(
+            row.where, "the record has no text", sorted(row.fields), "give prompt, or instruction and input"
+        )
+    return prompt_fields({"prompt": texts["text"]} if list(texts) == ["text"] else texts)

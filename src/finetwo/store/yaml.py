@@ -21,15 +21,15 @@ _MAX_BYTES, _MAX_ALIASES, _MAX_DEPTH = 1 << 20, 100, 20
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a configuration file: its dotted name, its text, and where it stands."""
+    """One value of a configuration file: its dotted name, its text or texts, and where it stands."""
 
     name: str
-    text: str
+    value: str | list[str]
     where: str
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """Return the settings of a YAML file, nested keys dotted and lists comma-separated; null values are left out.
+    """Return the settings of a YAML file, nested keys dotted; null values are left out.
 
     Raises InputError with file:line:column for bad syntax, tags, double keys and anything that is not a mapping.
     """
@@ -87,14 +87,15 @@ def _flatten(path: Path, node: yaml.Node, prefix: str, depth: int) -> list[Setti
             found += _flatten(path, value, f"{prefix}.{key.value}" if prefix else key.value, depth + 1)
         return found
     if not prefix:
+        got = "a list" if isinstance(node, yaml.SequenceNode) else node.value
         raise InputError(
-            _at(path, node), "a configuration must be a mapping of names to values", getattr(node, "value", None)
+            _at(path, node), "a configuration must be a mapping of names to values", got, "write name: value"
         )
     if isinstance(node, yaml.SequenceNode):
         parts = [n.value for n in node.value if isinstance(n, yaml.ScalarNode)]
         if len(parts) != len(node.value):
             raise InputError(_at(path, node), f"{prefix} must be a list of plain values")
-        return [Setting(prefix, ",".join(parts) if parts else "[]", _at(path, node))]
+        return [Setting(prefix, parts, _at(path, node))]
     text = str(node.value)
     if text in ("null", "~", "") and getattr(node, "style", None) is None:
         return []
