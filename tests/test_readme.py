@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 def test_the_tour_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
     assert len(blocks) == 1
-    command = tmp_path / "bin" / "finetwo"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m finetwo "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
-    (command.parent / "python").symlink_to(sys.executable)
-    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, arguments in (("finetwo", " -m finetwo"), ("python", "")):
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n', encoding="utf-8")
+        (commands / name).chmod(0o755)
+    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     work = tmp_path / "work"
     work.mkdir()

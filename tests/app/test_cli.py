@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from tests.standins.models import random_network, tiny_config
 
 from finetwo.app.cli import VERBS, main
+from finetwo.core.errors import InputError
 from finetwo.store.folder import Extras, save_model
 from finetwo.text.tokenizer import Tokenizer
 
@@ -94,6 +96,11 @@ BAD = [
     (["--rows.split", "train:2,foo:1"], ["--rows.split", "foo:1"]),
     (["--size", "1,2,3"], ["--size", "pretrain"]),
     (["--data", "x.jsonl"], ["one data file"]),
+    (["--epochs", "-3"], ["--epochs", "> 0", "got -3"]),
+    (["--epochs", "0"], ["--epochs", "> 0", "got 0"]),
+    (["--model", "./nowhere", "--rows.split", "train:0.9"], ["--rows.split", "sum to 0.9"]),
+    (["--model", "./nowhere", "--track", "nobody"], ["--track", "csv"]),
+    (["--model", "./nowhere", "--sample_prompts", "nope.txt"], ["nope.txt", "no such file"]),
 ]
 
 
@@ -210,6 +217,15 @@ def test_the_whole_way(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "LoRA adapter" in capsys.readouterr().out
 
 
+def test_records_as_sample_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "p.csv").write_text("instruction,input\nSay 3.,\n", encoding="utf-8")
+    words = ["train", "data.jsonl", "--model", "tiny-model", "--max_steps", "1", "--sampling.max_new_tokens", "2"]
+    assert main([*words, "--sample_prompts", "p.csv", "--sample_every", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "'Say 3.' -> " in said
+    assert "failed" not in said
+
+
 def test_a_text_file_alone_is_a_whole_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "notes.txt").write_text("The cat sat on the mat and the dog lay by the door.\n" * 40, encoding="utf-8")
     assert main(["train", "notes.txt", "--model", "tiny-model", "--max_steps", "2"]) == 0
@@ -247,6 +263,10 @@ def test_prompts_from_files(here: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["generate", "tiny-model", "x", "--max_tokens", "5"], ["here it is called --max_new_tokens"]),
         (["generate", "tiny-model", "x", "--stop", ""], ["--stop", "empty"]),
         (["generate", "data.jsonl", "x"], ["data.jsonl", "not a model folder"]),
+        (["generate", "nowhere", "--prompts", "-"], ["--prompts -", "no prompt on standard input"]),
+        (["evaluate", "nowhere", "x", "--batch_size", "0"], ["--batch_size", ">= 1", "got 0"]),
+        (["evaluate", "nowhere", "x", "--max_new_tokens", "0"], ["--max_new_tokens", ">= 1", "got 0"]),
+        (["evaluate", "nowhere", "x", "--rows.split", "train:2,foo:1"], ["--rows.split", "foo:1"]),
         (["evaluate", "tiny-model"], ["a model and a data file"]),
         (["evaluate", "tiny-model", "data.jsonl", "--part", "dev"], ["--part", "validation"]),
         (["evaluate", "tiny-model", "data.jsonl", "--part", "test"], ["--part", "no record"]),
@@ -260,7 +280,10 @@ def test_prompts_from_files(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     ],
     ids=lambda v: " ".join(v)[:40],
 )
-def test_bad_verbs(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
+def test_bad_verbs(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     before = sorted(p.name for p in here.iterdir())
     code, line = ask(capsys, *words)
     assert code == 2
@@ -278,12 +301,15 @@ def test_unexpected_errors_have_one_line_and_debug_shows_the_rest(
     monkeypatch.setattr("finetwo.app.cli._dispatch", burst)
     assert main(["train"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(RuntimeError):
-        main(["train", "--debug"])
+    assert main(["train", "--debug"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Traceback")
+    assert told[-1].startswith("error: internal: RuntimeError: boom")
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(MemoryError(), 3), (OSError(28, "No space left"), 3), (KeyboardInterrupt(), 130)]
+    ("error", "code"),
+    [(MemoryError(), 3), (OSError(28, "No space left"), 3), (KeyboardInterrupt(), 130), (InputError("x", "bad"), 2)],
 )
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
     def burst(words: list[str]) -> int:
@@ -291,6 +317,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code:
 
     monkeypatch.setattr("finetwo.app.cli._dispatch", burst)
     assert main(["train"]) == code
+    assert main(["train", "--debug"]) == code
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:

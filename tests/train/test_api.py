@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.train.support import digest, quick, records, weights, write_jsonl
+from tests.train.support import QUICK, digest, quick, records, weights, write_jsonl
 
 import finetwo
 from finetwo.core.errors import InputError
@@ -82,8 +82,8 @@ def test_adapter_goes_on_being_trained(base: Path, tmp_path: Path) -> None:
     ("settings", "told"),
     [
         ({"batchsize": 4}, r"batchsize: unknown setting\. Fix: did you mean batch_size\?"),
-        ({"lora": {"rnak": 4}}, r"lora.rnak: unknown setting\. Fix: did you mean rank\?"),
-        ({"lora.rnak": 4}, r"lora.rnak: unknown setting\. Fix: did you mean rank\?"),
+        ({"lora": {"rnak": 4}}, r"lora.rnak: unknown setting\. Fix: did you mean lora.rank\?"),
+        ({"lora.rnak": 4}, r"lora.rnak: unknown setting\. Fix: did you mean lora.rank\?"),
         ({"zzz": 4}, "zzz: unknown setting. Fix: use "),
         ({"lr.peak": 4}, "lr.peak: lr is one setting, not a group"),
         ({"precision": "fp16"}, r"precision: must be one of float32, bf16, bf16-true \(got fp16\)"),
@@ -96,7 +96,7 @@ def test_adapter_goes_on_being_trained(base: Path, tmp_path: Path) -> None:
         ({"batch_size": None}, "batch_size: must be an integer"),
         ({"packing": "yes"}, r"packing: must be True or False \(got yes\)"),
         ({"deterministic": 1}, "deterministic: must be True or False"),
-        ({"track": "csv"}, "track: must be a list of texts"),
+        ({"track": [1]}, "track: must be a list of texts"),
         ({"lora": True}, "lora: must be a dictionary"),
         ({"template": ["a"]}, "template: must be text"),
         ({"lr": float("nan")}, "--lr: out of range"),
@@ -160,3 +160,16 @@ assert finetwo.train.__name__ == "train" and loop.__name__ == "finetwo.train.loo
 """
     environment = {"PYTHONPATH": str(Path(finetwo.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment, timeout=120)
+
+
+def test_a_model_in_memory_is_trained_in_place(base: Path, tmp_path: Path) -> None:
+    """`model.add_lora(...)`, `model.freeze_all_but_lora()`, then train: as if the adapter had been asked for."""
+    rows = records(15)
+    quick(rows, base, tmp_path / "asked", **SETTINGS, lora={"rank": 2})
+    model = finetwo.load(str(base))
+    model.add_lora(rank=2)
+    model.freeze_all_but_lora()
+    said = QUICK | SETTINGS | {"out": str(tmp_path / "given")}
+    report = finetwo.train(rows, model=model, **said)
+    assert report.model.network is model.network
+    assert digest(tmp_path / "given/final") == digest(tmp_path / "asked/final")

@@ -26,7 +26,8 @@ def load(name: str = "tiny", *, base: str | None = None, revision: str | None = 
     """
     opened = open_model(str(name), base, revision)
     opened.network.to(pick_device(device, "device"))
-    return Model(opened.network.eval(), opened.tokenizer, opened.extras.template, opened.extras.task, opened.name)
+    extras = opened.extras
+    return Model(opened.network.eval(), opened.tokenizer, extras.template, extras.task, opened.name, opened.base)
 
 
 def configure(settings: dict[str, Any], config: TrainConfig | None = None) -> TrainConfig:
@@ -89,8 +90,12 @@ def train(data: object, **settings: Any) -> Report:
     """Tune a model on `data` (a path, a list of dictionaries or a DataFrame) and return the report.
 
     Settings are those of `finetwo train`, by the same names: train(data, model="gpt2", lora={"rank": 8}, epochs=3).
+    `model` may also be a `Model` in memory, with or without an adapter, which is then trained in place.
     Raises InputError, EnvironmentFault or NumericError as the command line would report them.
     """
     say = settings.pop("say", lambda _: None)
     listeners = settings.pop("listeners", ())
-    return run_job(configure(settings), data, say, listeners)
+    model = settings.get("model")
+    if not isinstance(model, Model):
+        return run_job(configure(settings), data, say, listeners)
+    return run_job(configure(settings | {"model": model.name}), data, say, listeners, model)

@@ -83,7 +83,7 @@ class Console:
             TextColumn("{task.description}"),
         )
         self._progress = Progress(*columns, console=RichConsole(file=self._stream), transient=True)
-        self._task = self._progress.add_task("", total=total, completed=done)
+        self._task = self._progress.add_task("starting", total=total, completed=done)
         self._progress.start()
 
     def _step(self, event: Mapping[str, Any]) -> None:

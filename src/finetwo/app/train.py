@@ -42,10 +42,9 @@ def run(words: list[str]) -> int:
         say(line)
     shown = report.folder
     say(f"model: {shown} (best/ and final/ inside)" if report.best and report.best["step"] else f"model: {shown}/final")
-    say(
-        f'next: finetwo generate {shown} "..."   |   finetwo evaluate {shown} DATA'
-        f"   |   finetwo export {shown} --out FOLDER"
-    )
+    say(f'next: finetwo generate {shown} "..."')
+    say(f"      finetwo evaluate {shown} DATA")
+    say(f"      finetwo export {shown} --out FOLDER")
     return 0
 
 

@@ -29,10 +29,11 @@ from finetwo.store.yaml import write_yaml
 from finetwo.tasks.task import Task
 from finetwo.train.evaluate import byte_lengths, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
-from finetwo.train.loop import Job, Training, progress_of
+from finetwo.train.loop import Job, Training
 from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task, prepare_records, prepare_stream
+from finetwo.train.progress import progress_of
 from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all
@@ -71,7 +72,7 @@ def train(
     inputs = [Path(config.data)] if config.data else []
     seed_all(config.seed)
     start = fresh_start(config, say) if task.fresh else given_start(config, model)
-    config = settle(config, start.network.config, task)
+    config = settle(config, start.network, task)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
     strict = torch.are_deterministic_algorithms_enabled()

@@ -29,6 +29,7 @@ from finetwo.train import rng
 from finetwo.train.evaluate import Evaluation, attend_for, autocast, to_device
 from finetwo.train.listeners import Listeners
 from finetwo.train.optimizer import Optimizer, trainable
+from finetwo.train.progress import Outcome, Progress, progress_of
 from finetwo.train.schedule import factor, warmup_steps
 from finetwo.train.signals import Signals
 
@@ -50,47 +51,6 @@ class Job:
     """Hashes and settings that a resumed run must share."""
     where_of: Callable[[int], str]
     """Names the record behind a sequence's number, for error messages."""
-
-
-@dataclass
-class Progress:
-    """What a checkpoint remembers besides tensors."""
-
-    step: int = 0
-    tokens: int = 0
-    learned: int = 0
-    seconds: float = 0.0
-    best: dict[str, Any] | None = None
-    waited: int = 0
-    first: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
-    evaluated_at: int = -1
-    """Step of the last whole evaluation: one that a signal cut short is made up for after resuming."""
-    sampled_at: int = -1
-    finished: bool = False
-    stopped_early: bool = False
-
-
-def progress_of(checkpoint: Checkpoint, config: TrainConfig, total_steps: int) -> Progress:
-    """The progress in a checkpoint; `finished` only if the run as it is asked for now ends there."""
-    progress = Progress(**checkpoint.state["progress"])
-    progress.stopped_early = 0 < config.patience <= progress.waited
-    progress.finished = progress.finished and (progress.step >= total_steps or progress.stopped_early)
-    return progress
-
-
-@dataclass
-class Outcome:
-    """How the loop ended."""
-
-    steps: int
-    first: dict[str, Any] | None
-    best: dict[str, Any] | None
-    last: dict[str, Any] | None
-    train_loss: float
-    tokens: int
-    seconds: float
-    stopped_early: bool
 
 
 class Training:

@@ -89,8 +89,9 @@ def decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConf
     return config
 
 
-def settle(config: TrainConfig, shape: GPT2Config, task: Task) -> TrainConfig:
+def settle(config: TrainConfig, network: Network, task: Task) -> TrainConfig:
     """Fill in what depends on the model: sequence length and learning rate."""
+    shape = network.config
     length = config.max_length or shape.n_positions
     if length > shape.n_positions:
         raise InputError(
@@ -100,7 +101,7 @@ def settle(config: TrainConfig, shape: GPT2Config, task: Task) -> TrainConfig:
             f"give at most {shape.n_positions}",
         )
     small = 10.0 if shape.n_embd <= 320 else 1.0
-    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled else 5e-5) * small
+    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled or network.lora else 5e-5) * small
     return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
 
 
