@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.standins.models import hf_twin, random_network, tiny_config
-from tests.train.support import At, digest, metrics, quick, records, snapshot, weights
+from tests.train.support import At, digest, metrics, quick, records, snapshot, weights, write_jsonl
 
 from finetwo import load
 from finetwo.core.errors import InputError, NumericError
@@ -19,6 +19,7 @@ from finetwo.data.sequences import IGNORE, Segment, Sequence, encode_segments
 from finetwo.model.network import Network
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import Evaluation, byte_lengths, evaluate
+from finetwo.train.measure import MeasureOptions, measure
 
 SPLIT = {"split": "train:11,validation:9"}
 
@@ -252,3 +253,22 @@ def test_validation_loss_that_is_no_number_stops_the_run(
     monkeypatch.setattr(job, "evaluate", lambda *a, **k: replace(real(*a, **k), loss=math.nan))
     with pytest.raises(NumericError, match="step 0: the validation loss is nan"):
         quick(records(20), base, tmp_path / "run", rows=SPLIT, max_steps=1)
+
+
+def test_a_text_is_measured_whole(base: Path, tmp_path: Path) -> None:
+    """Each token once, whatever offsets training would draw."""
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"Line {i} of the story of the lamp.\n" for i in range(300)), encoding="utf-8")
+    model = load(str(base))
+    figures = measure(model, file, MeasureOptions(max_length=16), lambda _: None)
+    assert figures["tokens"] == len(model.tokenizer.encode(file.read_text(encoding="utf-8"))) + 1  # and its end
+
+
+def test_all_means_every_split(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, rows in (("train", records(6)), ("validation", records(4)), ("test", records(3))):
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    figures = measure(load(str(base)), folder, MeasureOptions(answer_tokens=1), lambda _: None)
+    assert figures["records"] == 13
+    assert measure(load(str(base)), folder, MeasureOptions("test"), lambda _: None)["records"] == 3

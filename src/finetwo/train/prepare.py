@@ -43,10 +43,12 @@ class Prepared:
     counts: dict[str, int] = field(default_factory=dict)
     places: list[str] = field(default_factory=list)
     """Where each training sequence came from; empty for a stream."""
+    whole: Sequences | None = None
+    """The training set as it is measured: a stream without the random offsets of training."""
 
     def splits(self) -> dict[str, Sequences]:
-        """The sets that are there, by name."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        """The sets that are there, by name, each token in them once."""
+        named = {"train": self.whole or self.train, "validation": self.validation, "test": self.test}
         return {name: data for name, data in named.items() if data is not None}
 
     def where_of(self, index: int) -> str:
@@ -185,7 +187,9 @@ def prepare_stream(
     learn = Chunks(train, length, config.seed, shift=len(train.tokens) > 4 * length, copy_share=config.copy_share)
     digest = corpus_digest({n: c for n, c in corpora.items() if c is not None})
     counts = {n: len(c) for n, c in chunks.items()}
-    return Prepared(task, None, learn, chunks.get("validation"), chunks.get("test"), digest, counts)
+    return Prepared(
+        task, None, learn, chunks.get("validation"), chunks.get("test"), digest, counts, whole=chunks["train"]
+    )
 
 
 def _cached(folder: Path, key: str, say: Say) -> Corpus | None:
