@@ -22,7 +22,8 @@ def test_the_book_set(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureF
     from transformers import GPT2LMHeadModel
 
     data, run = str(shared_data / "instruct" / "instruction-data.json"), tmp_path / "run"
-    words = ["train", data, *SPLIT, "--lora.rank", "8", "--lora.targets", "all-linear", "--epochs", "3"]
+    words = ["train", data, *SPLIT, "--lora.rank", "16", "--lora.targets", "all-linear"]
+    words += ["--epochs", "5", "--lr", "2e-3"]
     assert main([*words, "--out", str(run)]) == 0
     said = capsys.readouterr().err
     assert "train 935, validation 55, test 110" in said

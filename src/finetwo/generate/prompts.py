@@ -59,4 +59,6 @@ def _prompt(row: Row) -> Prompt:
         raise InputError(
             row.where, "the record has no text", sorted(row.fields), "give prompt, or instruction and input"
         )
-    return prompt_fields({"prompt": texts["text"]} if list(texts) == ["text"] else texts)
+    given = {"prompt": texts["text"]} if list(texts) == ["text"] else texts
+    prompt_fields(given)  # refuses what no template could use; the record itself stays as it was written
+    return given
