@@ -59,6 +59,4 @@ def _prompt(row: Row) -> Prompt:
         raise InputError(
             row.where, "the record has no text", sorted(row.fields), "give prompt, or instruction and input"
         )
-    given = {"prompt": texts["text"]} if list(texts) == ["text"] else texts
-    prompt_fields(given)  # refuses what no template could use; the record itself stays as it was written
-    return given
+    return prompt_fields({"prompt": texts["text"]} if list(texts) == ["text"] else texts)
