@@ -173,3 +173,18 @@ def test_a_model_in_memory_is_trained_in_place(base: Path, tmp_path: Path) -> No
     report = finetwo.train(rows, model=model, **said)
     assert report.model.network is model.network
     assert digest(tmp_path / "given/final") == digest(tmp_path / "asked/final")
+
+
+def test_deterministic_is_over_with_the_run(base: Path, tmp_path: Path) -> None:
+    import torch
+
+    quick(records(15), base, tmp_path / "run", **SETTINGS, deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_run_that_only_got_worse_says_so(base: Path, tmp_path: Path) -> None:
+    from finetwo.train.report import Report
+
+    figures = {"loss": 1.0, "step": 0}
+    said = Report(None, tmp_path, 3, 2.0, figures, figures, {"loss": 2.0, "step": 3}, 9, 1.0, 1, 0).lines()  # type: ignore[arg-type]
+    assert any("no step beat the untuned start" in line for line in said)

@@ -468,3 +468,23 @@ def test_output_folder_is_looked_at_before_anything_is_written(base: Path, tmp_p
             quick(data, base, out, max_steps=1)
     assert [p.name for p in full.iterdir()] == ["letter.txt"]
     assert [p.name for p in source.iterdir()] == ["train.jsonl"]
+
+
+def test_a_template_file_in_another_encoding_is_named(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.template"
+    file.write_bytes("Fråge: {prompt}\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8 at byte 2"):
+        quick(records(12), base, tmp_path / "run", template=str(file))
+
+
+def test_a_split_that_leaves_train_nothing_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--rows\.split: leaves no record for train"):
+        quick(records(12), base, tmp_path / "run", rows={"split": "validation:6,test:6"})
+
+
+def test_nothing_is_too_long_for_a_text(base: Path, tmp_path: Path) -> None:
+    """An option that would do nothing is refused."""
+    file = tmp_path / "notes.txt"
+    file.write_text("A line of the story of the lamp.\n" * 50, encoding="utf-8")
+    with pytest.raises(InputError, match=r"--rows\.on_long: a text is cut into chunks"):
+        quick(file, base, tmp_path / "run", template=None, rows={"on_long": "error"})

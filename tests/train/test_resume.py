@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.support import MICRO, At, Recorder, digest, losses, metrics, records, snapshot, write_jsonl
+from tests.train.support import MICRO, At, Recorder, digest, losses, metrics, quick, records, snapshot, write_jsonl
 
 from finetwo import train
 from finetwo.core.errors import InputError, Stopped
@@ -520,3 +520,14 @@ def test_a_lock_file_left_behind_holds_nobody_up(base: Path, data: Path, half: P
     shutil.copytree(half, run)
     (run / "run.lock").write_text('{"pid": 1, "host": "elsewhere", "start": "2020"}\n', encoding="utf-8")
     assert micro(data, base, run).steps == 15
+
+
+def test_a_checkpoint_by_its_name_alone_or_by_its_run(base: Path, tmp_path: Path) -> None:
+    from finetwo.train.resume import _named_checkpoint
+
+    quick(records(15), base, tmp_path / "run", rows={"split": "train:11,validation:4"}, max_steps=3)
+    newest = _named_checkpoint(str(tmp_path / "run"), tmp_path / "other")
+    for name in (newest.path.name, str(newest.step), str(newest.path)):
+        assert _named_checkpoint(name, tmp_path / "run").step == newest.step
+    with pytest.raises(InputError, match="checkpoints here: checkpoint-"):
+        _named_checkpoint("checkpoint-999", tmp_path / "run")

@@ -164,6 +164,9 @@ def prepare_stream(
     data: object, task: Task, tokenizer: Tokenizer, config: TrainConfig, max_length: int, folder: Path, say: Say
 ) -> Prepared:
     """Turn documents into chunks of `max_length` tokens of a memory-mapped stream kept in `folder`."""
+    if config.rows.on_long != "truncate":
+        what = "a text is cut into chunks, none of it is too long"
+        raise InputError("--rows.on_long", what, config.rows.on_long, "leave it out")
     files = find_files(Path(data)) if isinstance(data, str | Path) else {}
     settings = [to_dict(config.rows), config.seed]
     key = corpus_key([p for group in files.values() for p in group], tokenizer, settings) if files else ""
