@@ -27,8 +27,8 @@ FLOORS = {
     "store": 5,
     "generate": 6,
     "train": 7,
-    "insight": 7,
-    "app": 8,
+    "insight": 8,
+    "app": 9,
 }
 """Floor of each folder; the package itself (`finetwo/__init__.py`, `__main__.py`) is the roof, above them all."""
 
@@ -50,6 +50,11 @@ PACKAGES = {
     "jsonargparse": ["app.arguments"],
     "datasets": ["data.parquet"],
     "pyarrow": ["data.parquet"],
+    "sacrebleu": ["insight.overlap"],
+    "rouge_score": ["insight.overlap"],
+    "tensorboard": ["train.tensorboard"],
+    "wandb": ["train.wandb"],
+    "sklearn": ["app.classifier"],
 }
 """Which modules may import a third-party package; one that is not listed may be imported nowhere."""
 

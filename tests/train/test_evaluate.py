@@ -16,10 +16,10 @@ from finetwo import load
 from finetwo.core.errors import InputError, NumericError
 from finetwo.data.loader import InMemory
 from finetwo.data.sequences import IGNORE, Segment, Sequence, encode_segments
+from finetwo.insight.measure import MeasureOptions, measure
 from finetwo.model.network import Network
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import Evaluation, byte_lengths, evaluate
-from finetwo.train.measure import MeasureOptions, measure
 
 SPLIT = {"split": "train:11,validation:9"}
 

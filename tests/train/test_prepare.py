@@ -19,7 +19,8 @@ from finetwo.data.sequences import IGNORE
 from finetwo.tasks.registry import find_task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
-from finetwo.train.prepare import Prepared, detect_task, prepare_records, prepare_stream
+from finetwo.train.corpora import prepare_stream
+from finetwo.train.prepare import Prepared, detect_task, prepare_records
 from finetwo.train.templates import make_template
 
 STORY = "The lamp went out at nine.\nNobody answered, for the wind had taken every word.\n"
@@ -293,11 +294,11 @@ def test_cache_left_half_made_is_not_taken_for_whole(
     tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise T1: killed between two corpora, the next start has its validation data all the same."""
-    from finetwo.train import prepare
+    from finetwo.train import corpora
 
     file = write_jsonl(tmp_path / "d.jsonl", documents(40))
     whole = streamed(file, tiny_tokenizer, tmp_path / "whole", [])
-    real, calls = prepare.build_corpus, []
+    real, calls = corpora.build_corpus, []
 
     def build(*args: Any) -> Any:
         calls.append(args)

@@ -76,7 +76,7 @@ def run(words: list[str]) -> int:
     arguments, (name, data) = asked
     from finetwo.app.api import load
     from finetwo.app.console import say
-    from finetwo.train.measure import MeasureOptions, measure
+    from finetwo.insight.measure import MeasureOptions, measure
 
     model = load(name, base=arguments.base, device=arguments.device)
     options = MeasureOptions(

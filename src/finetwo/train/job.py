@@ -27,12 +27,13 @@ from finetwo.store.peft import save_adapter
 from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.tasks.task import Task
+from finetwo.train.corpora import prepare_stream
 from finetwo.train.evaluate import byte_lengths, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training
 from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
-from finetwo.train.prepare import Prepared, detect_task, prepare_records, prepare_stream
+from finetwo.train.prepare import Prepared, detect_task, prepare_records
 from finetwo.train.progress import progress_of
 from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of

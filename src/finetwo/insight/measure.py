@@ -19,8 +19,9 @@ from finetwo.data.loader import Sequences
 from finetwo.data.sequences import Sequence
 from finetwo.generate.pipeline import Model
 from finetwo.tasks.registry import find_task
+from finetwo.train.corpora import prepare_stream
 from finetwo.train.evaluate import byte_lengths, evaluate
-from finetwo.train.prepare import detect_task, prepare_records, prepare_stream
+from finetwo.train.prepare import detect_task, prepare_records
 from finetwo.train.templates import make_template
 
 

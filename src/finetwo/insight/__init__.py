@@ -1,0 +1,1 @@
+"""Floor 8: figures and proofs, taken of models and runs from outside."""
