@@ -307,7 +307,7 @@ def test_cache_left_half_made_is_not_taken_for_whole(
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "build_corpus", build)
+        patch.setattr(corpora, "build_corpus", build)
         with pytest.raises(KeyboardInterrupt):
             streamed(file, tiny_tokenizer, tmp_path / "half", [])
     found = streamed(file, tiny_tokenizer, tmp_path / "half", [])
