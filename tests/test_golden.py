@@ -18,11 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from finetwo.app.cli import VERBS
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 REWRITE = os.environ.get("FINETWO_GOLDEN") == "1"
 
-COMMANDS = ["", "train", "generate", "evaluate", "export", "info", "tokenizer", "tokenizer train", "demo"]
+COMMANDS = ["", *VERBS, "tokenizer train"]
 
 ASK_FOR_HELP = """
 import contextlib, io, json, sys

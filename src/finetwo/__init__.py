@@ -14,6 +14,7 @@ from finetwo.core.version import __version__
 
 if TYPE_CHECKING:
     from finetwo.app.api import load, train
+    from finetwo.app.classifier import Classifier
     from finetwo.core.config import LoraConfig, RowsConfig, SamplingConfig, TrainConfig
     from finetwo.core.errors import EnvironmentFault, FineTwoError, InputError, NumericError, Stopped
     from finetwo.generate.pipeline import Model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "load": "finetwo.app.api",
+    "Classifier": "finetwo.app.classifier",
     "train": "finetwo.app.api",
     "Model": "finetwo.generate.pipeline",
     "Report": "finetwo.train.report",
@@ -32,6 +34,7 @@ _HOMES = {
     ),
 }
 __all__ = [
+    "Classifier",
     "EnvironmentFault",
     "FineTwoError",
     "GPT2Config",

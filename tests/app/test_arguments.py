@@ -184,7 +184,7 @@ def test_foreign_names_are_answered(name: str, part: str) -> None:
     assert part in refused(f"--{name}", "1")
 
 
-@pytest.mark.parametrize("name", ["logging_dir", "weights", "group_by_length", "tf32", "zzz"])
+@pytest.mark.parametrize("name", ["logging_dir", "fsdp", "group_by_length", "tf32", "zzz"])
 def test_what_is_far_off_is_not_guessed(name: str) -> None:
     assert refused(f"--{name}", "1").endswith("Fix: see --help")
 

@@ -4,59 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.standins.models import TEXT
 
 from finetwo.core.errors import EnvironmentFault, InputError
-from finetwo.data.cache import Chunks, Corpus, build_corpus, corpus_key, paragraphs, with_copies
+from finetwo.data import cache
+from finetwo.data.cache import Chunks, Corpus, build_corpora, corpus_key, with_copies
+from finetwo.data.documents import Part
 from finetwo.text.tokenizer import Tokenizer, train_vocabulary
 from finetwo.text.vocabulary import tokenizer_json
 
 DOCUMENTS = [TEXT, "", "short", TEXT[:99] + "<|endoftext|>"]
 
 
-@pytest.fixture
-def corpus(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Corpus:
-    build_corpus(tmp_path / "c", "key", iter(DOCUMENTS), tiny_tokenizer)
-    opened = Corpus.open(tmp_path / "c", "key")
+def build(folder: Path, key: str, documents: Iterable[str], tokenizer: Tokenizer, split: str = "train") -> Corpus:
+    """Build one corpus of `documents`, each in pieces of seven characters."""
+    pieces = ([text[i : i + 7] for i in range(0, len(text), 7)] for text in documents)
+    build_corpora(folder, key, (Part(split, p, "here") for p in pieces), tokenizer)
+    opened = Corpus.open(folder / split, key)
     assert opened is not None
     return opened
 
 
-# --- cutting long texts -------------------------------------------------------------------------------------------
-
-PIECES = st.lists(
-    st.sampled_from(["a", "B ", " ", "  ", "\n", "\n\n", "\t", "1", ".", "'s", "é", "猫", "\u00a0", "_", "x\ny", " 7"]),
-    max_size=60,
-).map("".join)
-
-
-@given(text=st.one_of(PIECES, st.text(max_size=60)), target=st.integers(1, 12))
-@settings(max_examples=400, deadline=None)
-def test_pieces_are_the_text_and_its_tokens(tiny_tokenizer: Tokenizer, text: str, target: int) -> None:
-    pieces = list(paragraphs(text, target))
-    assert "".join(pieces) == text and all(pieces)
-    assert [i for p in pieces for i in tiny_tokenizer.encode(p)] == tiny_tokenizer.encode(text)
-    assert all(len(p) >= target for p in pieces[:-1])
-
-
-def test_pieces_are_near_their_size() -> None:
-    text = TEXT * 50
-    pieces = list(paragraphs(text, 300))
-    assert len(pieces) > len(text) / 400 and max(map(len, pieces)) < 400
-    line = TEXT.replace("\n", " ") * 50  # no line break at all
-    assert max(map(len, paragraphs(line, 300))) < 400
-
-
-def test_a_text_without_a_place_to_cut_stays_whole(tiny_tokenizer: Tokenizer) -> None:
-    text = "ab" * 500
-    assert list(paragraphs(text, 10)) == [text] and list(paragraphs("", 10)) == []
+@pytest.fixture
+def corpus(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Corpus:
+    return build(tmp_path / "c", "key", DOCUMENTS, tiny_tokenizer)
 
 
 # --- building and opening -----------------------------------------------------------------------------------------
@@ -72,15 +48,14 @@ def test_documents_stand_between_ends(corpus: Corpus, tiny_tokenizer: Tokenizer)
     assert (info.documents, info.tokens, info.dtype) == (4, len(wanted), "<u2")
     assert info.text_bytes == sum(len(t.encode()) for t in DOCUMENTS)
     assert sorted(p.name for p in corpus.folder.iterdir()) == ["corpus.json", "tokens.bin"]
-    corpus.verify()
+    corpus.verify(tiny_tokenizer.vocab_size)
 
 
 def test_long_documents_are_encoded_as_a_whole(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     text = TEXT * 300
     assert len(text) > 1 << 16
-    build_corpus(tmp_path, "k", iter([text]), tiny_tokenizer)
-    opened = Corpus.open(tmp_path)
-    assert opened is not None and opened.tokens.tolist()[1:-1] == tiny_tokenizer.encode(text)
+    opened = build(tmp_path, "k", [text], tiny_tokenizer)
+    assert opened.tokens.tolist()[1:-1] == tiny_tokenizer.encode(text)
 
 
 def test_another_cut_is_not_taken_apart(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
@@ -89,26 +64,24 @@ def test_another_cut_is_not_taken_apart(tmp_path: Path, tiny_tokenizer: Tokenize
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     tokenizer = Tokenizer.load(tmp_path)
     text = TEXT * 200
-    build_corpus(tmp_path / "c", "k", iter([text]), tokenizer)
-    opened = Corpus.open(tmp_path / "c")
-    assert opened is not None and opened.tokens.tolist()[1:-1] == tokenizer.encode(text)
+    opened = build(tmp_path / "c", "k", [text], tokenizer)
+    assert opened.tokens.tolist()[1:-1] == tokenizer.encode(text)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path, corpus: Corpus, tiny_tokenizer: Tokenizer) -> None:
-    build_corpus(tmp_path / "again", "key", iter(DOCUMENTS), tiny_tokenizer)
+    again = build(tmp_path / "again", "key", DOCUMENTS, tiny_tokenizer)
     for name in ("tokens.bin", "corpus.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (corpus.folder / name).read_bytes()
+        assert (again.folder / name).read_bytes() == (corpus.folder / name).read_bytes()
 
 
 def test_another_key_or_version_means_build_again(corpus: Corpus, tiny_tokenizer: Tokenizer) -> None:
     assert Corpus.open(corpus.folder, "other") is None
     assert Corpus.open(corpus.folder / "nowhere", "key") is None
-    build_corpus(corpus.folder, "other", iter(["a"]), tiny_tokenizer)
-    again = Corpus.open(corpus.folder, "other")
-    assert again is not None and again.info.documents == 1
-    again.verify()
+    again = build(corpus.folder.parent, "other", ["a"], tiny_tokenizer)
+    assert again.folder == corpus.folder and again.info.documents == 1
+    again.verify(tiny_tokenizer.vocab_size)
     path = corpus.folder / "corpus.json"
-    for change in ({"version": 2}, {"more": 1}, {"dtype": "nonsense"}, {"tokens": "many"}):
+    for change in ({"version": 1}, {"more": 1}, {"dtype": "nonsense"}, {"dtype": "<f4"}, {"tokens": "many"}):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         assert Corpus.open(corpus.folder, "other") is None
     path.write_text("[]")
@@ -137,25 +110,56 @@ def test_a_flipped_bit_is_found(corpus: Corpus) -> None:
     with pytest.raises(
         InputError, match=r"tokens\.bin: the token cache is damaged \(hash differs\).*delete the folder"
     ):
-        opened.verify()
+        opened.verify(400)
+
+
+def test_a_token_that_is_none_is_found(corpus: Corpus, tiny_tokenizer: Tokenizer) -> None:
+    """Bad input 57: the hash fits, the vocabulary does not."""
+    corpus.verify(tiny_tokenizer.eot + 1)
+    with pytest.raises(InputError, match=r"tokens\.bin: token 0 of the cache is outside the vocabulary of 399"):
+        corpus.verify(tiny_tokenizer.eot)
 
 
 def test_a_failure_while_building_leaves_the_old_cache(corpus: Corpus, tiny_tokenizer: Tokenizer) -> None:
-    def documents() -> Iterator[str]:
+    def refused() -> Iterator[str]:
         yield "fine"
-        yield "half a \ud83d pair"
+        raise InputError("data", "ends badly")
 
+    for documents, told in ((["fine", "half a \ud83d pair"], "half of a surrogate pair"), (refused(), "ends badly")):
+        with pytest.raises(InputError, match=told):
+            build(corpus.folder.parent, "new", documents, tiny_tokenizer)
+        again = Corpus.open(corpus.folder, "key")
+        assert again is not None and sorted(os.listdir(corpus.folder)) == ["corpus.json", "tokens.bin"]
+        again.verify(tiny_tokenizer.vocab_size)
+
+
+def test_a_failure_of_the_first_build_leaves_no_folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="half of a surrogate pair"):
-        build_corpus(corpus.folder, "new", documents(), tiny_tokenizer)
-    again = Corpus.open(corpus.folder, "key")
-    assert again is not None and sorted(os.listdir(corpus.folder)) == ["corpus.json", "tokens.bin"]
-    again.verify()
+        build(tmp_path, "k", ["fine", "half a \ud83d pair"], tiny_tokenizer)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((EnvironmentFault, InputError), match="file"):
-        build_corpus(tmp_path / "file" / "c", "k", iter(["a"]), tiny_tokenizer)
+        build(tmp_path / "file" / "c", "k", ["a"], tiny_tokenizer)
+
+
+def test_one_pass_makes_every_split(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the documents are mixed and grouped, each corpus is what it would be alone; train is sealed last."""
+    monkeypatch.setattr(cache, "GROUP", 300)
+    documents = [(("train", "test", "validation", "train")[i % 4], TEXT[: i * 13]) for i in range(60)]
+    order: list[str] = []
+    real = cache.write_json
+    monkeypatch.setattr(cache, "write_json", lambda path, value: (order.append(path.parent.name), real(path, value)))
+    infos = build_corpora(tmp_path / "all", "k", [Part(name, [text], "") for name, text in documents], tiny_tokenizer)
+    assert order[-1] == "train" and sorted(infos) == ["test", "train", "validation"]
+    for split in infos:
+        alone = build(tmp_path / "one", "k", [text for name, text in documents if name == split], tiny_tokenizer, split)
+        opened = Corpus.open(tmp_path / "all" / split)
+        assert opened is not None and opened.info == alone.info and opened.summary() == alone.summary()
+        assert opened.tokens.tolist() == alone.tokens.tolist()
+    assert build_corpora(tmp_path / "none", "k", [], tiny_tokenizer) == {} and not (tmp_path / "none").exists()
 
 
 def test_the_key_holds_files_tokenizer_and_settings(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
@@ -204,20 +208,15 @@ def test_shifted_chunks_begin_elsewhere_in_each_epoch(corpus: Corpus) -> None:
 
 
 def test_a_corpus_shorter_than_a_chunk(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
-    build_corpus(tmp_path, "k", iter(["ab"]), tiny_tokenizer)
-    opened = Corpus.open(tmp_path)
-    assert opened is not None
+    opened = build(tmp_path, "k", ["ab"], tiny_tokenizer)
     for shift in (False, True):
         chunks = Chunks(opened, 512, shift=shift)
         assert len(chunks) == 1 and chunks.get(0, 1).targets.tolist() == opened.tokens.tolist()[1:]
 
 
-def test_a_corpus_of_nothing_is_refused(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
-    build_corpus(tmp_path, "k", iter([]), tiny_tokenizer)
-    opened = Corpus.open(tmp_path)
-    assert opened is not None
+def test_a_corpus_of_nothing_is_refused(corpus: Corpus) -> None:
     with pytest.raises(InputError, match="no tokens to learn from"):
-        Chunks(opened, 8)
+        Chunks(Corpus(corpus.folder, corpus.info, corpus.tokens[:1]), 8)
 
 
 def test_copies_repeat_earlier_spans(corpus: Corpus) -> None:

@@ -352,8 +352,7 @@ def test_row_50_files_that_are_never_read(tmp_path: Path) -> None:
     for name in ("a.pkl", "a.pt", "a.npy", "a.bin", "a.pkl.gz"):
         line = refused(tmp_path, name, "x")
         assert "pickle can run code" in line
-        assert "JSONL" in line
-    assert "Parquet is not read" in refused(tmp_path, "a.parquet", "x")
+        assert "Fix: finetwo convert FILE OUT.jsonl" in line
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         assert "an archive is not a data file" in refused(tmp_path, name, "x")
     assert "pickle can run code" in refused(tmp_path, "a.json", b"\x80\x04\x95abc")
@@ -451,3 +450,42 @@ def test_the_real_files(name: str, count: int, fields: list[str]) -> None:
     whole = path.read_text(encoding="utf-8")
     expected = json.loads(whole) if name.endswith(".json") else [json.loads(x) for x in whole.split("\n") if x]
     assert [row.fields for row in rows] == expected
+
+
+# --- columns of a file without a header line -------------------------------------------------------------------------
+
+
+def test_names_stand_for_a_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "i feel fine;joy\n7;sadness\n")
+    rows = list(read_rows(path, RowsConfig(format="csv", delimiter=";", names="text, label")))
+    assert [row.fields for row in rows] == [{"text": "i feel fine", "label": "joy"}, {"text": "7", "label": "sadness"}]
+    assert [row.where for row in rows] == [f"{path}:1: record 1", f"{path}:2: record 2"]
+    assert read(path, delimiter=";", names="text,label") == [row.fields for row in rows]
+    tab = write(tmp_path / "a.tsv", 'He said "no".\t0\n"open\t1\n')
+    assert read(tab, names="text,label") == [{"text": 'He said "no".', "label": "0"}, {"text": '"open', "label": "1"}]
+    assert read(write(tmp_path / "b.tsv", '"one\ntwo"\tx\n'), names="a,b") == [{"a": "one\ntwo", "b": "x"}]
+
+
+def test_names_that_do_not_fit(tmp_path: Path) -> None:
+    line = refused(tmp_path, "a.csv", "x,y,z\n", names="text,label")
+    assert "a.csv:1: record 1 has 3 fields, --rows.names has 2" in line
+    assert "check --rows.delimiter and --rows.names" in line
+    line = refused(tmp_path, "b.csv", "Text,label\nx,y\n", names="text,label")
+    assert "b.csv:1: the first line holds the names of the columns itself" in line
+    for name in ("c.json", "c.txt", "c.jsonl"):
+        assert "--rows.names: has no meaning" in refused(tmp_path, name, '{"a": "b"}', names="a")
+    for names in ("", "a,", "a,a", " , "):
+        assert "--rows.names: must be different names, none empty" in refused(tmp_path, "d.csv", "x\n", names=names)
+    assert "--rows.names prompt,completion" in refused(tmp_path, "e.csv", "1,2\n3,4\n")
+    assert "0 records" in refused(tmp_path, "f.csv", "", names="a")
+
+
+def test_a_folder_like_the_emotion_set(tmp_path: Path) -> None:
+    for name, count in (("train", 3), ("val", 2), ("test", 1)):
+        write(tmp_path / f"{name}.txt", "text;label\n" + "i feel fine;joy\n" * count)
+    rows = RowsConfig(format="csv", delimiter=";")
+    assert {split: len(read_all(files, rows)) for split, files in find_files(tmp_path).items()} == {
+        "train": 3,
+        "validation": 2,
+        "test": 1,
+    }

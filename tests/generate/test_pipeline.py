@@ -8,10 +8,11 @@ from tests.generate.conftest import random_network, shape
 
 from finetwo.core.config import SamplingConfig
 from finetwo.core.errors import InputError
+from finetwo.data.sequences import Segment, encode_segments
 from finetwo.generate.pipeline import Model
 from finetwo.model.network import Network
 from finetwo.store.models import open_model
-from finetwo.text.template import Template
+from finetwo.text.template import Template, Turn
 from finetwo.text.tokenizer import Tokenizer
 
 
@@ -137,3 +138,95 @@ def test_a_saved_model_answers_as_before(tokenizer: Tokenizer, tmp_path: Path) -
 def test_adapter_settings_are_checked(tokenizer: Tokenizer, settings: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Model(random_network(shape()), tokenizer).add_lora(**settings)  # type: ignore[arg-type]
+
+
+# --- conversations ----------------------------------------------------------------------------------------------
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "the cat sat"},
+    {"role": "user", "content": "two"},
+]
+
+
+@pytest.mark.parametrize("name", ["alpaca", "dolly", "plain", "chat"])
+def test_the_prompt_of_a_conversation_is_what_training_read(network: Network, tokenizer: Tokenizer, name: str) -> None:
+    """Serving prompt = training prompt, token for token, the end-of-text after each answer included."""
+    template = Template.named(name)
+    model = Model(network, tokenizer, template)
+    turns = [Turn(t["role"], t["content"]) for t in TALK]  # type: ignore[arg-type]
+    pieces = template.conversation([*turns, Turn("assistant", "the dog")])
+    segments = [Segment(text, learn=answer, end=answer) for text, answer in pieces]
+    whole, fate = encode_segments(tokenizer, segments, 10_000)
+    assert whole is not None and fate == "kept"
+    answer = len(tokenizer.encode("the dog"))
+    ids = model.prompt_ids(TALK)
+    assert ids == whole.tokens[: len(whole) - answer].tolist()
+    assert model.prompt_ids(turns) == ids
+    assert ids.count(tokenizer.eot) == 1
+    assert whole.learned == answer + 1 + len(tokenizer.encode("the cat sat")) + 1
+
+
+def test_a_conversation_of_one_question_is_the_ordinary_prompt(model: Model) -> None:
+    assert model.prompt_ids([{"from": "human", "value": "sum"}]) == model.prompt_ids("sum")
+    asked = [{"role": "user", "content": "sum"}]
+    assert model.generate(asked, max_new_tokens=5) == model.generate("sum", max_new_tokens=5)
+    assert "".join(model.stream(asked, SamplingConfig(max_new_tokens=5))) == model.generate("sum", max_new_tokens=5)
+
+
+def test_lists_of_turns_and_lists_of_prompts_are_told_apart(model: Model) -> None:
+    one = model.generate(TALK, max_new_tokens=4)
+    assert isinstance(one, str)
+    assert model.generate([TALK, "sum"], max_new_tokens=4) == [one, model.generate("sum", max_new_tokens=4)]
+    several = model.generate(TALK, max_new_tokens=4, n=2, temperature=1)
+    assert isinstance(several, list) and len(several) == 2
+
+
+def test_bad_conversations_are_refused(model: Model, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="the last turn must be the user's"):
+        model.generate(TALK[:3])
+    with pytest.raises(InputError, match="prompt: turn 2: a turn needs role and content"):
+        model.generate([TALK[1], {"role": "assistant"}, TALK[3]])
+    with pytest.raises(InputError, match="the last turn must be the user's"):
+        model.answers([[]])
+    bare = Model(model.network, tokenizer, name="novels")
+    for ask in (bare.generate, bare.prompt_ids):
+        with pytest.raises(InputError, match="a conversation needs a template, and novels has none") as caught:
+            ask(TALK)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="with raw"):
+        model.prompt_ids(TALK, raw=True)
+
+
+def long_talk(count: int) -> list[dict[str, str]]:
+    turns = [{"role": "system", "content": "be"}]
+    for i in range(count):
+        turns += [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]
+    return [*turns, {"role": "user", "content": "last"}]
+
+
+def test_a_long_conversation_loses_its_oldest_turns_whole(tokenizer: Tokenizer) -> None:
+    """The system's turn and the last question stay, and the caller is told how many turns went."""
+    model = Model(random_network(shape(n_positions=64)), tokenizer, Template.named("plain"))
+    talk = long_talk(12)
+    kept, dropped = model.fit_turns(talk, max_new_tokens=8)
+    assert 0 < dropped < 24 and dropped % 2 == 0
+    assert [t.content for t in kept] == ["be", *(t["content"] for t in talk[1 + dropped :])]
+    assert len(model.prompt_ids(kept)) <= 64 - 8 < len(model.prompt_ids([talk[0], *talk[dropped - 1 :]]))
+    (answer,) = model.answers([talk], SamplingConfig(max_new_tokens=8))
+    assert answer.dropped_turns == dropped and answer.truncated and answer.prompt is talk
+    assert answer.prompt_tokens == len(model.prompt_ids(kept))
+    assert answer.texts == model.answers([kept], SamplingConfig(max_new_tokens=8))[0].texts
+    assert "".join(model.stream(talk, SamplingConfig(max_new_tokens=8))) == answer.texts[0]
+    assert model.fit_turns(long_talk(1), max_new_tokens=8) == (model.fit_turns(long_talk(1), 1)[0], 0)
+    assert model.answers([long_talk(1)], SamplingConfig(max_new_tokens=8))[0].dropped_turns == 0
+
+
+def test_a_last_question_too_long_loses_its_beginning(tokenizer: Tokenizer) -> None:
+    model = Model(random_network(shape(n_positions=32)), tokenizer, Template.named("plain"))
+    talk = [*long_talk(1)[:-1], {"role": "user", "content": "zq" * 40}]
+    kept, dropped = model.fit_turns(talk, 4)
+    assert dropped == 2 and [t.role for t in kept] == ["system", "user"]
+    (answer,) = model.answers([talk], SamplingConfig(max_new_tokens=4))
+    assert answer.truncated and answer.dropped_turns == 2 and answer.prompt_tokens == 28

@@ -77,3 +77,37 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, told
         read_prompts(tmp_path / name)
     assert told in caught.value.line()
     assert name in caught.value.line()
+
+
+QUESTION = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "two"},
+]
+
+
+def test_conversations_end_with_their_last_question(tmp_path: Path) -> None:
+    rows = [
+        {"messages": QUESTION},
+        {"id": "x", "messages": [*QUESTION, {"role": "assistant", "content": "2"}]},
+        {"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "1"}]},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    assert read_prompts(tmp_path / "p.jsonl") == [QUESTION, QUESTION, QUESTION[:1]]
+
+
+@pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ([], "the last turn must be the user's"),
+        ([{"role": "assistant", "content": "1"}], "the last turn must be the user's"),
+        ([*QUESTION, {"role": "tool", "content": "2"}], "turn 4: tools have no place"),
+    ],
+)
+def test_a_bad_conversation_is_named(tmp_path: Path, turns: list[object], told: str) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_prompts(tmp_path / "p.jsonl")
+    assert caught.value.line().startswith(f"{tmp_path}/p.jsonl:1: ")
+    assert "the field 'messages': " in caught.value.line()
+    assert told in caught.value.line()

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetwo.model import loss as module
-from finetwo.model.loss import LinearCrossEntropy, summed_loss, token_losses
+from finetwo.model.head import last_hidden
+from finetwo.model.loss import LinearCrossEntropy, kept, summed_loss, token_losses
 
 VOCAB, WIDTH = 37, 12
 
@@ -125,9 +126,10 @@ def test_only_kept_positions_count() -> None:
     hidden = torch.randn(2, 6, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
     targets = torch.tensor([[-100, 3, -100, 36, 0, -100], [-100] * 5 + [7]])
-    total, count = summed_loss(hidden, targets, weight)
+    places = kept(targets)
+    assert places.tolist() == [1, 3, 4, 11]
+    total = summed_loss(last_hidden(hidden, places), targets.view(-1)[places], weight)
     total.backward()
-    assert count == 4
     wanted = cross_entropy((hidden @ weight.t()).view(-1, VOCAB), targets.view(-1), ignore_index=-100, reduction="sum")
     assert float(total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
     assert hidden.grad is not None
@@ -136,9 +138,10 @@ def test_only_kept_positions_count() -> None:
 
 def test_nothing_kept_is_an_exact_zero_with_a_gradient() -> None:
     hidden = torch.randn(1, 3, WIDTH, requires_grad=True)
-    total, count = summed_loss(hidden, torch.full((1, 3), -100), torch.randn(VOCAB, WIDTH))
+    places = kept(torch.full((1, 3), -100))
+    total = summed_loss(last_hidden(hidden, places), torch.zeros(0, dtype=torch.long), torch.randn(VOCAB, WIDTH))
     total.backward()
-    assert count == 0 and float(total.detach()) == 0 and hidden.grad is not None and not hidden.grad.any()
+    assert float(total.detach()) == 0 and hidden.grad is not None and not hidden.grad.any()
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -12,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
+_LARGE = (".safetensors", ".bin", ".parquet")
+"""What a hub keeps outside git, by its SHA-256."""
 
 
 @dataclass
 class StandInHub:
-    """Repositories by name, files by name; `faults` maps a file (or "api") to what goes wrong with it.
+    """Repositories by name (a data set's is datasets/owner/name); `faults` maps a file (or "api") to what goes wrong.
 
     A status such as 404 or 500; "drop": the connection breaks once, half-way; "dead": always; "wrong": other bytes.
     """
@@ -58,8 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.log.append((verb, path))
         if token := self.headers.get("Authorization"):
             self.hub.tokens.append(token)
-        if path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+        if path.startswith(("/api/models/", "/api/datasets/")):
+            whole = path.removeprefix("/api/").removeprefix("models/")
+            repo, _, revision = whole.partition("/revision/")
             self._info(repo, revision)
         elif "/resolve/" in path:
             repo, _, rest = path.strip("/").partition("/resolve/")
@@ -71,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _known(self, verb: str, repo: str, revision: str) -> bool:
         if repo not in self.hub.repos:
             self._send(verb, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("", "main", "v1", COMMIT):
+        elif revision not in ("", "main", "v1", "refs/convert/parquet", COMMIT):
             self._send(verb, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
             return True
@@ -82,13 +85,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._send("GET", int(status), b"{}", {})
         elif self._known("GET", repo, revision):
             siblings = [self._sibling(name, data) for name, data in self.hub.repos[repo].items()]
-            body = {"id": repo, "modelId": repo, "sha": COMMIT, "tags": [], "private": False, "siblings": siblings}
+            body = {
+                "id": repo.removeprefix("datasets/"),
+                "modelId": repo,
+                "sha": COMMIT,
+                "tags": [],
+                "private": False,
+                "siblings": siblings,
+            }
             self._send("GET", 200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     @staticmethod
     def _sibling(name: str, data: bytes) -> dict[str, object]:
         sibling: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": _blob_id(data)}
-        if name.endswith((".safetensors", ".bin")):
+        if name.endswith(_LARGE):
             sibling["lfs"] = {"sha256": _sha256(data), "size": len(data), "pointerSize": 130}
         return sibling
 
@@ -103,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(verb, trouble, b"", {})
             return
         data = files[name]
-        etag = _sha256(data) if name.endswith((".safetensors", ".bin")) else _blob_id(data)
+        etag = _sha256(data) if name.endswith(_LARGE) else _blob_id(data)
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if trouble == "wrong":
             data = bytes(b ^ 1 for b in data)

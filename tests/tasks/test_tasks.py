@@ -22,8 +22,8 @@ FIELDS = {"prompt": "Who counts the steps?", "input": "There are 365.", "complet
 
 
 def test_tasks_by_name() -> None:
-    assert [t.name for t in all_tasks()] == ["instruct", "pretrain", "style"]
-    with pytest.raises(InputError, match=r"--task: unknown task \(got classfy\)\. Fix: use instruct, pretrain, style"):
+    assert [t.name for t in all_tasks()] == ["classify", "entail", "instruct", "pretrain", "style"]
+    with pytest.raises(InputError, match=r"--task: unknown task \(got classfy\)\. Fix: use auto, classify, entail, instruct, pretrain, style"):
         find_task("classfy")
 
 
@@ -47,7 +47,8 @@ def test_text_is_learned_whole(name: str) -> None:
 def test_only_pretrain_starts_fresh_and_only_instruct_has_a_prompt() -> None:
     assert {t.name for t in all_tasks() if t.fresh} == {"pretrain"}
     assert {t.name for t in all_tasks() if t.template} == {"instruct"}
-    assert {t.name for t in all_tasks() if t.layout == "records"} == {"instruct"}
+    assert {t.name for t in all_tasks() if t.layout == "records"} == {"classify", "entail", "instruct"}
+    assert {t.name for t in all_tasks() if t.head == "classes"} == {"classify", "entail"}
 
 
 @pytest.mark.parametrize("task", all_tasks(), ids=lambda t: t.name)
@@ -59,8 +60,12 @@ def test_every_task_trains_two_steps_end_to_end(
     shape = tiny_config(vocab_size=tiny_tokenizer.vocab_size, n_positions=128, n_embd=16, n_layer=2, n_head=2)
     base = tmp_path / "base"
     save_model(base, Network.fresh(shape, 0), tiny_tokenizer, Extras())
+    data: list[dict[str, str]]
     if task.kind == "text":
-        data: list[dict[str, str]] = [{"text": f"{i}. {TEXT}"} for i in range(30)]
+        data = [{"text": f"{i}. {TEXT}"} for i in range(30)]
+    elif task.head == "classes":
+        texts = {"text": "the lamp {}"} if task.kind == "classify" else {"premise": "a lamp {}", "hypothesis": "it is {}"}
+        data = [{k: v.format(i) for k, v in texts.items()} | {"label": "odd" if i % 2 else "even"} for i in range(90)]
     else:
         data = [{"instruction": f"{i}?", "input": "", "output": f"the lamp {i}"} for i in range(30)]
     settings: dict[str, Any] = {"max_steps": 2, "task": task.name, "max_length": 64, "lr": 1e-2, "batch_size": 2}
@@ -80,4 +85,9 @@ def test_every_task_trains_two_steps_end_to_end(
     assert report.last["loss"] < report.first["loss"]
     opened = finetwo.load(str(tmp_path / "run"))
     assert opened.task == task.name
+    if task.head == "classes":
+        assert opened.network.config.labels == ("even", "odd")
+        with pytest.raises(InputError, match="use finetwo predict"):
+            opened.generate("the lamp")
+        return
     assert isinstance(opened.generate("the lamp", max_new_tokens=4), str)

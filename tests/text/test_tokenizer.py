@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tests.standins.models import TEXT
 
 from finetwo.core.errors import InputError
 from finetwo.text import tokenizer as module
-from finetwo.text.tokenizer import StreamDecoder, Tokenizer, reference_encoder, train_vocabulary
+from finetwo.text.engines import GAP, merges_reach_every_token, reference_encoder
+from finetwo.text.tokenizer import StreamDecoder, Tokenizer, train_vocabulary, usable_cores
 from finetwo.text.vocabulary import END_OF_TEXT, Vocabulary, byte_symbols, tokenizer_json
 
 # Long runs, blanks of every kind, contractions and scripts: where the two engines could cut differently.
@@ -91,12 +93,17 @@ def test_a_panic_of_the_fast_engine_falls_back_to_the_reference(
         def __init__(self, *_: object, **__: object) -> None:
             self._core_bpe = Core()
 
+        def encode_to_numpy(self, text: str, **_: object) -> object:
+            raise KeyboardInterrupt if text.startswith("key") else Panic
+
     monkeypatch.setattr("tiktoken.Encoding", Encoding)
     tokenizer = Tokenizer(tiny_tokenizer.vocabulary)
     assert tokenizer.encode("panic") == tiny_tokenizer.encode("panic")
     assert tokenizer.encode("stack") == tiny_tokenizer.encode("stack")
-    with pytest.raises(KeyboardInterrupt):
-        tokenizer.encode("key")
+    assert tokenizer.encode_many(["panic", "stack"]) == tiny_tokenizer.encode_many(["panic", "stack"])
+    for ask in (tokenizer.encode, lambda text: tokenizer.encode_flat([text])):
+        with pytest.raises(KeyboardInterrupt):
+            ask("key")
 
 
 def test_control_tokens_in_text_are_text(tiny_tokenizer: Tokenizer) -> None:
@@ -119,10 +126,53 @@ def test_half_a_surrogate_pair_is_refused(tiny_tokenizer: Tokenizer, text: str, 
     assert f"character {place} " in str(e.value) and "\n" not in str(e.value)
 
 
-def test_batch_is_one_by_one(tiny_tokenizer: Tokenizer) -> None:
-    texts = ["", "The lamp", "猫 \n"]
-    assert tiny_tokenizer.encode_batch(iter(texts)) == [tiny_tokenizer.encode(t) for t in texts]
-    assert tiny_tokenizer.encode("") == []
+# --- many at once -------------------------------------------------------------------------------------------------
+
+
+@given(
+    texts=st.lists(st.one_of(TEXTS, st.sampled_from(["<|text-ends-here|>", "<|text-ends", "-here|>", ""])), max_size=9)
+)
+@QUICK
+def test_many_are_one_by_one(tiny_tokenizer: Tokenizer, texts: list[str]) -> None:
+    """No text sees its neighbours, not even one that spells what stands between them."""
+    wanted = [tiny_tokenizer.encode(t) for t in texts]
+    assert tiny_tokenizer.encode_many(iter(texts)) == wanted
+    assert tiny_tokenizer.encode_flat(texts).tolist() == [i for ids in wanted for i in (*ids, GAP)]
+    ahead = tiny_tokenizer.ahead(texts)
+    assert [ahead.encode(t) for t in texts] == wanted and ahead.encode("another") == tiny_tokenizer.encode("another")
+    assert ahead.encode_flat(texts) == tiny_tokenizer.encode_flat(texts) and ahead.eot == tiny_tokenizer.eot
+
+
+def test_many_groups_come_back_in_order(tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP", 40)
+    texts = [TEXT[i : i + i % 90] for i in range(200)]
+    seen: list[str] = []
+    real = Tokenizer.encode_flat
+
+    def spy(self: Tokenizer, group: list[str]) -> Any:
+        seen.append(threading.current_thread().name)
+        return real(self, group)
+
+    monkeypatch.setattr(Tokenizer, "encode_flat", spy)
+    assert tiny_tokenizer.encode_many(texts) == [tiny_tokenizer.encode(t) for t in texts]
+    assert len(seen) > 20 and all(name.startswith("finetwo-tokens") for name in seen) and usable_cores() >= 1
+
+
+def test_a_list_from_ahead_is_the_callers_own(tiny_tokenizer: Tokenizer) -> None:
+    ahead = tiny_tokenizer.ahead(["The lamp"])
+    del ahead.encode("The lamp")[0]
+    assert ahead.encode("The lamp") == tiny_tokenizer.encode("The lamp")
+
+
+def test_many_through_the_reference(tiny_tokenizer: Tokenizer) -> None:
+    tokenizer = Tokenizer(hand_made("a b", "b c", "a bc"))
+    assert not is_fast(tokenizer)
+    assert tokenizer.encode_many(["abc", "", "ab"]) == [tokenizer.encode(t) for t in ("abc", "", "ab")]
+
+
+def test_many_name_the_text_with_half_a_pair(tiny_tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="half of a surrogate pair at character 2 "):
+        tiny_tokenizer.encode_many(["fine", "ab\ud83d"])
 
 
 # --- streaming ----------------------------------------------------------------------------------------------------
@@ -306,10 +356,9 @@ def test_a_pre_tokenizer_the_library_refuses_is_an_input_error(tiny_tokenizer: T
 def test_reference_encoder_adds_no_control_tokens(tiny_tokenizer: Tokenizer) -> None:
     encode = reference_encoder(tiny_tokenizer.vocabulary)
     assert tiny_tokenizer.eot not in encode(END_OF_TEXT) and encode("") == []
-    assert module.reference_encoder is reference_encoder
 
 
 def test_the_published_vocabulary_is_what_its_digest_promises(gpt2_tokenizer: Tokenizer) -> None:
     """The proof that is not made at each start for the published vocabulary is made here."""
     assert gpt2_tokenizer.digest == module._PUBLISHED
-    assert module.merges_reach_every_token(gpt2_tokenizer.vocabulary)
+    assert merges_reach_every_token(gpt2_tokenizer.vocabulary)

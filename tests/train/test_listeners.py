@@ -171,3 +171,69 @@ def test_fence_lets_a_wish_to_stop_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Listeners([Interrupted()], lambda _: None).tell(event="step")
+
+
+def csv_after(run: Path, *events: Mapping[str, Any]) -> list[dict[str, str]]:
+    run.mkdir(exist_ok=True)
+    listener = CsvListener(run)
+    for event in events:
+        listener.hear(event)
+    listener.close()
+    return rows_of(run) if (run / "metrics.csv").exists() else []
+
+
+START = {"event": "start", "resumed": 0}
+STEP = {"event": "step", "step": 1, "loss": 2.0, "lr": 0.1, "grad_norm": 1.0, "tokens": 9}
+
+
+def test_csv_takes_figures_of_any_name(tmp_path: Path) -> None:
+    """A classifier is evaluated by other figures than a language model, and some may come late."""
+    first = {"event": "evaluation", "step": 0, "loss": 3.0, "accuracy": 0.5, "best": True, "labels": ["a"]}
+    later = {"event": "evaluation", "step": 1, "loss": 2.5, "macro_f1": 0.25, "best": True}
+    rows = csv_after(tmp_path, START, first, STEP, later)
+    assert [(r["step"], r["loss"], r["validation_loss"]) for r in rows] == [
+        ("0", "", "3.0"),
+        ("1", "2.0", ""),
+        ("1", "", "2.5"),
+    ]
+    assert [r["validation_accuracy"] for r in rows] == ["0.5", "", ""]
+    assert [r["validation_macro_f1"] for r in rows] == ["", "", "0.25"]
+    assert not {"validation_best", "validation_labels", "validation_step", "tokens"} & set(rows[0])
+    again = csv_after(tmp_path, {"event": "start", "resumed": 1}, STEP | {"step": 2})
+    assert again[:3] == rows and again[3]["step"] == "2" and again[3]["validation_macro_f1"] == ""
+
+
+def test_csv_of_a_run_without_a_step_is_removed(tmp_path: Path) -> None:
+    assert csv_after(tmp_path, START, {"event": "evaluation", "step": 0, "loss": 3.0}) == []
+    assert list(tmp_path.iterdir()) == []
+    assert len(csv_after(tmp_path, START, STEP)) == 1
+    assert len(csv_after(tmp_path, {"event": "start", "resumed": 1})) == 1, "what a finished run wrote stays"
+
+
+@pytest.mark.parametrize("when", ["load", "make"])
+def test_a_listener_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    class Point:
+        name = "mine"
+
+        def load(self) -> Any:
+            if when == "load":
+                raise ImportError("no module\nnamed x")
+            return lambda run: 1 / 0
+
+    monkeypatch.setattr(module, "entry_points", lambda group: [Point()])
+    with pytest.raises(InputError) as caught:
+        make_listener("mine", tmp_path)
+    assert str(caught.value).startswith("--track: the listener mine cannot be made: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_is_told_in_one_line_by_the_name_of_the_listener() -> None:
+    class Named(Broken):
+        name = "graphs"
+
+        def hear(self, event: Mapping[str, Any]) -> None:
+            raise ValueError("first\nsecond")
+
+    said: list[str] = []
+    Listeners([Named(0)], said.append).tell(event="step")
+    assert said == ["listener graphs failed and hears no more: ValueError: first\\nsecond"]

@@ -294,20 +294,20 @@ def test_cache_left_half_made_is_not_taken_for_whole(
     tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise T1: killed between two corpora, the next start has its validation data all the same."""
-    from finetwo.train import corpora
+    from finetwo.data import cache
 
     file = write_jsonl(tmp_path / "d.jsonl", documents(40))
     whole = streamed(file, tiny_tokenizer, tmp_path / "whole", [])
-    real, calls = corpora.build_corpus, []
+    real, calls = cache.write_json, []
 
-    def build(*args: Any) -> Any:
+    def write(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "build_corpus", build)
+        patch.setattr(cache, "write_json", write)
         with pytest.raises(KeyboardInterrupt):
             streamed(file, tiny_tokenizer, tmp_path / "half", [])
     found = streamed(file, tiny_tokenizer, tmp_path / "half", [])
@@ -350,9 +350,9 @@ def test_text_in_memory_is_a_corpus_too(tmp_path: Path, tiny_tokenizer: Tokenize
 
 
 def test_text_task_on_questions_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs plain text"):
+    with pytest.raises(InputError, match="no known columns among the fields found: .*--rows.columns.text"):
         quick(records(12), base, tmp_path / "run", task="style", template=None)
-    with pytest.raises(InputError, match="needs a prompt and a completion column"):
+    with pytest.raises(InputError, match="no known columns among the fields found: .*--rows.columns.prompt"):
         quick(documents(12), base, tmp_path / "run", task="instruct")
     assert not (tmp_path / "run").exists()
 
@@ -412,7 +412,7 @@ def test_pretrain_extras_train(tmp_path: Path, vocabulary: Path) -> None:
         ({"size": "2,32,3"}, "n_head must divide n_embd"),
         ({"size": "0,32,2"}, "n_layer must be an integer from 1"),
         ({"size": "2,32,2", "lora": {"rank": 4}}, "--lora"),
-        ({"model": "tiny"}, "pretrain needs a size by name or --size"),
+        ({"model": "huge"}, "pretrain needs a size by name or --size"),
         ({"size": "2,32,2", "tokenizer": "nowhere"}, "--tokenizer: no such folder"),
     ],
 )
@@ -439,7 +439,7 @@ def test_pretrain_refuses(tmp_path: Path, vocabulary: Path, settings: dict[str, 
         ({"seed": -1}, "--seed"),
         ({"seed": 2**80}, "--seed"),
         ({"device": "cuda:9"}, "--device: no such device here .*available: cpu"),
-        ({"task": "nothing"}, "task: must be one of auto, instruct"),
+        ({"task": "nothing"}, "--task: unknown task"),
         ({"sample_prompts": "nowhere.txt"}, "nowhere.txt"),
     ],
 )

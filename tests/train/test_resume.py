@@ -164,7 +164,7 @@ def test_stop_before_the_first_step_leaves_no_folder(
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module, "prepare_records", interrupt)
+        patch.setattr(job_module, "prepare", interrupt)
         with pytest.raises(KeyboardInterrupt):
             micro(data, base, run)
     assert not (tmp_path / "made").exists()

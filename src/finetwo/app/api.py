@@ -27,7 +27,16 @@ def load(name: str = "tiny", *, base: str | None = None, revision: str | None = 
     opened = open_model(str(name), base, revision)
     opened.network.to(pick_device(device, "device"))
     extras = opened.extras
-    return Model(opened.network.eval(), opened.tokenizer, extras.template, extras.task, opened.name, opened.base)
+    return Model(
+        opened.network.eval(),
+        opened.tokenizer,
+        extras.template,
+        extras.task,
+        opened.name,
+        opened.base,
+        extras.temperature,
+        extras.max_length,
+    )
 
 
 def configure(settings: dict[str, Any], config: TrainConfig | None = None) -> TrainConfig:

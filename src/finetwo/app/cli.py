@@ -10,11 +10,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 VERBS: dict[str, str] = {
     "train": "tune a model on your data, or pre-train one",
     "generate": "answer prompts with a model, run or adapter",
+    "chat": "talk with a model, and with the one it was tuned from",
+    "predict": "tell the classes of texts with a tuned classifier",
     "evaluate": "loss and perplexity of a model on your data",
+    "prepare": "read, split and tokenise data once, for many runs",
+    "convert": "make JSON lines of a pickled, Parquet or Arrow data set, safely",
     "export": "write a Hugging Face folder, a PEFT adapter, or a merged model",
     "info": "what a model, adapter, run or this machine is",
     "tokenizer": "train a byte-level BPE vocabulary",
@@ -106,20 +111,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(verb: str) -> Callable[[list[str]], int]:
     """The function of a verb; only its own module is imported."""
-    if verb == "train":
-        from finetwo.app.train import run
-    elif verb == "generate":
-        from finetwo.app.generate import run
-    elif verb == "evaluate":
-        from finetwo.app.evaluate import run
-    elif verb == "export":
-        from finetwo.app.export import run
-    elif verb == "info":
-        from finetwo.app.info import run
-    elif verb == "tokenizer":
-        from finetwo.app.tokenizer import run
-    else:
-        from finetwo.app.demo import run
+    run: Callable[[list[str]], int] = import_module(f"finetwo.app.{verb}").run
     return run
 
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 _PLAIN_EVERY = 30.0
 """Seconds between progress lines where there is no terminal."""
+_FIGURES = (
+    ("loss", "loss", "{:.4f}"),
+    ("loss_all", "all tokens", "{:.4f}"),
+    ("bits_per_byte", "bits/byte", "{:.3f}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("macro_f1", "macro F1", "{:.3f}"),
+)
+"""Figures of an evaluation that are shown, where it has them: name, words, form."""
 
 
 def say(line: str) -> None:
@@ -31,10 +39,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _asked(prompt: str | Mapping[str, str]) -> str:
-    """A prompt as one text: of a record the field that asks, else all of it."""
+def _asked(prompt: str | Mapping[str, str] | Sequence[Mapping[str, str]]) -> str:
+    """A prompt as one text: of a record the field that asks, else all of it; of a conversation the last question."""
     if isinstance(prompt, str):
         return prompt
+    if not isinstance(prompt, Mapping):
+        return prompt[-1]["content"]
     return prompt.get("prompt") or json.dumps(dict(prompt), ensure_ascii=False)
 
 
@@ -59,10 +69,8 @@ class Console:
             self._step(event)
         elif kind == "evaluation":
             best = " (best)" if event["best"] and event["step"] else ""
-            self._line(
-                f"step {event['step']:>6,}  validation loss {event['loss']:.4f}  all tokens {event['loss_all']:.4f}"
-                f"  {event['bits_per_byte']:.3f} bits/byte{best}"
-            )
+            shown = (f"{words} {form.format(event[name])}" for name, words, form in _FIGURES if name in event)
+            self._line(f"step {event['step']:>6,}  validation {'  '.join(shown)}{best}")
         elif kind == "sample":
             for text in event["texts"]:
                 self._line(f"step {event['step']:>6,}  {_asked(event['prompt'])[-60:]!r} -> {text[:200]!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,18 +66,25 @@ def run(words: list[str]) -> int:
 
 def _texts(files: list[Path], arguments: TokenizerArguments) -> Iterator[str]:
     """Pieces of the files' texts, spread evenly over the documents, up to the limit."""
-    from finetwo.data.cache import paragraphs
     from finetwo.data.columns import detect_columns, select
+    from finetwo.data.documents import is_document, read_text
+    from finetwo.data.paragraphs import paragraphs
     from finetwo.data.source import find_files, read_rows
 
-    left = arguments.limit_bytes
-    for path in [p for f in files for group in find_files(f).values() for p in group]:
+    def whole(path: Path) -> Iterator[Iterable[str]]:
+        if is_document(path, arguments.rows):
+            yield read_text(path, arguments.rows)
+            return
         for row in read_rows(path, arguments.rows):
             columns = detect_columns(list(row.fields), arguments.rows.columns, row.where)
             fields = select(row, columns)
-            for text in (fields[role] for role in columns.roles if role in fields):
-                for piece in paragraphs(text, 1 << 14):
-                    if left <= 0:
-                        return
-                    left -= len(piece)
-                    yield piece
+            yield from ([fields[role]] for role in columns.roles if role in fields and role != "label")
+
+    left = arguments.limit_bytes
+    for path in [p for f in files for group in find_files(f).values() for p in group]:
+        for text in whole(path):
+            for piece in paragraphs(text, str(path), 1 << 14):
+                if left <= 0:
+                    return
+                left -= len(piece)
+                yield piece

@@ -13,13 +13,16 @@ from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 
 _USAGE = "finetwo train DATA [--model NAME] [--lora.rank 8] [--config FILE] [--option VALUE ...]"
-_ABOUT = """Tune a model on your data: instructions (prompt and answer columns), or plain text. Everything not given is
-detected and said aloud. The same command again goes on with a run that was stopped.
+_ABOUT = """Tune a model on your data: instructions (prompts and answers, or conversations), classes (a text or a pair
+of texts with a label), or plain text. Everything not given is detected and said aloud. The same command again goes on
+with a run that was stopped.
 
 examples:
   finetwo train notes.txt
   finetwo train data.jsonl --model gpt2 --lora.rank 8 --epochs 3
   finetwo train data.csv --rows.columns.prompt question --rows.columns.completion answer
+  finetwo train reviews.csv --task classify --rows.columns.text review --rows.columns.label stars
+  finetwo train pairs.tsv --task entail
   finetwo train novels/ --task pretrain --size 4,256,4 --tokenizer my-vocabulary
 """
 
@@ -42,7 +45,8 @@ def run(words: list[str]) -> int:
         say(line)
     shown = report.folder
     say(f"model: {shown} (best/ and final/ inside)" if report.best and report.best["step"] else f"model: {shown}/final")
-    say(f'next: finetwo generate {shown} "..."')
+    verb = "predict" if report.model.network.config.labels else "generate"
+    say(f'next: finetwo {verb} {shown} "..."')
     say(f"      finetwo evaluate {shown} DATA")
     say(f"      finetwo export {shown} --out FOLDER")
     return 0

@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 
 from finetwo.core.errors import InputError
 
-TaskName = Literal["auto", "instruct", "style", "pretrain"]
-COMMA_TEXTS: Final = frozenset({"lora.targets", "freeze", "rows.split", "size"})
+COMMA_TEXTS: Final = frozenset(
+    {"lora.targets", "freeze", "rows.split", "rows.names", "size", "rows.labels", "class_weights"}
+)
 """Text settings that hold a comma-separated list; a list given for one is joined by commas."""
 
 
@@ -39,7 +40,15 @@ class ColumnsConfig:
     completion: str | None = None
     """Column holding the answer."""
     text: str | None = None
-    """Column holding plain text (tasks style and pretrain)."""
+    """Column holding plain text (style, pretrain), or the text to classify."""
+    first: str | None = None
+    """Column holding the first text of a pair (entail)."""
+    second: str | None = None
+    """Column holding the second text of a pair (entail)."""
+    label: str | None = None
+    """Column holding the class (classify, entail)."""
+    messages: str | None = None
+    """Column holding a conversation: a list of messages, or ShareGPT's conversations (instruct)."""
 
 
 @dataclass
@@ -49,14 +58,20 @@ class RowsConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     split: str | None = None
     """Fractions by content (train:0.9,validation:0.1) or counts in file order (train:935,test:110,validation:55)."""
+    hold_out: str | None = None
+    """A folder of texts: the files whose name matches this pattern ('*persuasion*') are for validation."""
     limit: int | None = None
     """Use at most this many records (the first ones, before splitting)."""
     format: Literal["auto", "json", "jsonl", "csv", "tsv", "txt"] = "auto"
     """File format; by default told by the file name and its first bytes."""
     delimiter: str | None = None
     """Field separator of a CSV file, one character."""
+    names: str | None = None
+    """Names of the columns, comma-separated, of a CSV or TSV file that has no header line."""
     encoding: str = "utf-8"
     """Text encoding of the files."""
+    labels: str | None = None
+    """Names of the classes, comma-separated, in their order; integers in the data are places in this list."""
     on_empty: Literal["skip", "error"] = "skip"
     """What to do with a record whose prompt, answer or text is empty."""
     on_long: Literal["truncate", "skip", "error"] = "truncate"
@@ -68,6 +83,14 @@ class RowsConfig:
             raise InputError("--rows.limit", "must be an integer >= 1", self.limit, "leave it out to use every record")
         if self.delimiter is not None and len(self.delimiter.replace("\\t", "\t")) != 1:
             raise InputError("--rows.delimiter", "must be one character", self.delimiter, "for a tab write '\\t'")
+        names = self.column_names
+        if not all(names) or len(set(names)) != len(names):
+            raise InputError("--rows.names", "must be different names, none empty", self.names, "write text,label")
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names in `names`, () without."""
+        return () if self.names is None else tuple(name.strip() for name in self.names.split(","))
 
 
 @dataclass
@@ -161,9 +184,9 @@ class TrainConfig:
     """One training job: what to tune, on what, and how."""
 
     data: str | None = None
-    """A data file, or a folder holding train.*, validation.* and test.*."""
-    task: TaskName = "auto"
-    """instruct, style, pretrain; auto tells by the columns."""
+    """A data file, a folder holding train.*, validation.* and test.*, or hub:OWNER/NAME of the Hugging Face hub."""
+    task: str = "auto"
+    """instruct, classify, entail, style, pretrain; auto tells by the columns."""
     model: str = "tiny"
     """tiny (embedded), a hub name such as gpt2, or a local folder; for pretrain also a size name."""
     base: str | None = None
@@ -179,7 +202,7 @@ class TrainConfig:
     grad_accum: int = 1
     """Micro-batches per optimizer step; the update equals one large batch."""
     lr: float | None = None
-    """Peak learning rate (default: 5e-5 full, 3e-4 LoRA, ten times that for models of width <= 320; 1e-3 pretrain)."""
+    """Peak learning rate (default: 5e-5 full, 1e-4 classes, 3e-4 LoRA, ten times that up to width 320; 1e-3 fresh)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the block matrices with AdamW for the rest."""
     muon_lr: float = 0.02
@@ -199,7 +222,7 @@ class TrainConfig:
     max_length: int | None = None
     """Longest sequence in tokens (default: the model's context)."""
     template: str | None = None
-    """alpaca, dolly, plain, a text with {field} placeholders, or a file holding one."""
+    """alpaca, dolly, plain, chat, a text with {field} placeholders, or a file holding one."""
     packing: bool | None = None
     """One row without padding (default where it wins), or --no_packing for padded rows; the loss is the same."""
     precision: Literal["float32", "bf16", "bf16-true"] = "float32"
@@ -227,11 +250,17 @@ class TrainConfig:
     workers: int = 0
     """Threads that prepare batches ahead (0: prepared inline)."""
     track: list[str] = field(default_factory=list)
-    """Names of further listeners."""
+    """Names of further listeners: csv, tensorboard, wandb, or one of a package."""
     resume: str = "auto"
     """auto (newest valid checkpoint), never, or the path of a checkpoint."""
     freeze: str | None = None
-    """Comma-separated parameter names or prefixes that are not trained, e.g. 'wte,wpe'."""
+    """Comma-separated parts of parameter names that are not trained: 'wte,wpe'; 'transformer' leaves only the head."""
+    pooling: Literal["last", "mean"] = "last"
+    """Classifiers: the head reads the last real token, or the mean over all of them."""
+    head_dropout: float = 0.0
+    """Classifiers: dropout on what the head reads, while training."""
+    class_weights: str = "none"
+    """Classifiers: none, balanced (rare classes count more), or name:weight,name:weight (the others 1)."""
     size: str | None = None
     """Shape for pretrain: layers,width,heads."""
     context: int | None = None
@@ -267,8 +296,10 @@ class TrainConfig:
         _range("--adam_eps", self.adam_eps, 0.0, 1.0, open_low=True)
         _range("--clip", self.clip, 0.0, 1e9)
         _range("--copy_share", self.copy_share, 0.0, 1.0)
-        if not 0 <= self.dropout < 1:
-            raise InputError("--dropout", "must be >= 0 and < 1", self.dropout, "0.1 is usual, 0 switches it off")
+        for name in ("dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise InputError(f"--{name}", "must be >= 0 and < 1", value, "0.1 is usual, 0 switches it off")
         if self.max_length is not None and self.max_length < 2:
             fix = "give 2 or more"
             raise InputError("--max_length", "must be >= 2: one token to read, one to learn", self.max_length, fix)

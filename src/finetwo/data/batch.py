@@ -33,6 +33,10 @@ class Batch:
         """Number of targets that carry loss."""
         return int((self.targets != IGNORE).sum())
 
+    def weight(self, class_weights: Sequences[float]) -> float:
+        """Sum of the weights of the classes that carry loss."""
+        return float(np.asarray(class_weights)[self.targets[self.targets != IGNORE]].sum())
+
 
 def pack(sequences: Sequences[Sequence]) -> Batch:
     """One row (1, N) holding every sequence in turn; positions restart at each."""

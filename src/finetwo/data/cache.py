@@ -1,4 +1,4 @@
-"""A corpus as one memory-mapped stream of tokens, made once and read by offset.
+"""Corpora as memory-mapped streams of tokens, made in one pass over the documents and read by offset.
 
 Documents are joined by the end-of-text id. It knows no network; its one invariant: a cache is used only when its
 digest of data files, tokenizer and settings is the asked one.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +21,17 @@ from numpy.typing import NDArray
 
 from finetwo.core.errors import InputError
 from finetwo.core.files import faults, read_json, replacing, write_json
+from finetwo.data.documents import Part
+from finetwo.data.paragraphs import paragraphs, whole
+from finetwo.data.sealed import filling
 from finetwo.data.sequences import Sequence
-from finetwo.text.tokenizer import Tokenizer
+from finetwo.text.engines import GAP
+from finetwo.text.tokenizer import GROUP, Tokenizer, usable_cores
 
-_VERSION = 1
-_BLOCK = 1 << 20
+_VERSION = 2
+_BLOCK = 1 << 22
+_FILE, _INFO = "tokens.bin", "corpus.json"
+_DTYPES = ("<u2", "<u4")
 
 
 @dataclass(frozen=True)
@@ -38,53 +47,130 @@ class CorpusInfo:
     sha256: str
 
 
-# Before a line break or blank that a letter or digit follows, GPT-2's cut before merging always cuts.
-_CUT = re.compile(r"[\n ](?=[^\W_])")
+# --- building -----------------------------------------------------------------------------------------------------
 
 
-def paragraphs(text: str, target: int = 1 << 16) -> Iterator[str]:
-    """Cut a long text into pieces of `target` characters and a little more; joined they are the text again.
+@dataclass
+class _Group:
+    """Pieces of one corpus's text that are encoded together, and whether a document ends behind each."""
 
-    GPT-2's tokens of the pieces are those of the whole, so a text without any place to cut stays whole.
+    name: str
+    texts: list[str] = field(default_factory=list)
+    ends: list[bool] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, text: str) -> None:
+        self.texts.append(text)
+        self.ends.append(False)
+        self.size += len(text)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A group as ids, with a gap behind each piece."""
+
+    name: str
+    flat: array[int]
+    ends: list[bool]
+    text_bytes: int
+
+
+def _grouped(parts: Iterable[Part], *, cuttable: bool) -> Iterator[_Group]:
+    """Gather the pieces of each corpus, in order, into groups of about `GROUP` characters."""
+    waiting: dict[str, _Group] = {}
+    for part in parts:
+        group = waiting.setdefault(part.split, _Group(part.split))
+        begun = False
+        for text in paragraphs(part.pieces, part.where) if cuttable else whole(part.pieces, part.where):
+            if group.size >= GROUP:
+                yield group
+                group = waiting[part.split] = _Group(part.split)
+            group.add(text)
+            begun = True
+        if not begun:
+            group.add("")
+        group.ends[-1] = True
+    yield from waiting.values()
+
+
+def _encoded(groups: Iterable[_Group], tokenizer: Tokenizer) -> Iterator[_Encoded]:
+    """Encode groups on all cores, in order, some of them ahead of their turn."""
+
+    def encode(group: _Group) -> _Encoded:
+        size = sum(len(t) if t.isascii() else len(t.encode("utf-8", "replace")) for t in group.texts)
+        return _Encoded(group.name, tokenizer.encode_flat(group.texts), group.ends, size)
+
+    tokenizer.encode("")  # its engine is made once, not by every thread
+    waiting: deque[Future[_Encoded]] = deque()
+    cores = usable_cores()
+    with ThreadPoolExecutor(cores, thread_name_prefix="finetwo-tokens") as pool:
+        try:
+            for group in groups:
+                waiting.append(pool.submit(encode, group))
+                if len(waiting) > 2 * cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Writer:
+    """One corpus in the making: `tokens.bin` takes its name when the stack is left without an error."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, stack: ExitStack) -> None:
+        stack.enter_context(filling(folder))
+        self.folder, self._eot = folder, tokenizer.eot
+        self._dtype = np.dtype(_DTYPES[tokenizer.vocab_size > 1 << 16])
+        self._out = stack.enter_context(replacing(folder / _FILE))
+        self._digest = hashlib.sha256()
+        self._documents = self._tokens = self._text_bytes = 0
+        self._put(np.array([self._eot]))
+
+    def _put(self, ids: NDArray[np.generic]) -> None:
+        raw = ids.astype(self._dtype).tobytes()
+        self._digest.update(raw)
+        self._out.write(raw)
+        self._tokens += len(ids)
+
+    def add(self, part: _Encoded) -> None:
+        """Append a group: a gap that ends a document becomes the end-of-text id, any other vanishes."""
+        ids = np.frombuffer(part.flat, dtype=np.uint32).copy()
+        gaps, ends = np.flatnonzero(ids == GAP), np.asarray(part.ends)
+        ids[gaps[ends]] = self._eot
+        self._put(np.delete(ids, gaps[~ends]))
+        self._documents += int(ends.sum())
+        self._text_bytes += part.text_bytes
+
+    def info(self, key: str) -> CorpusInfo:
+        """What has been written."""
+        digest = self._digest.hexdigest()
+        return CorpusInfo(
+            _VERSION, key, self._dtype.str, self._documents, self._tokens, self._text_bytes, digest
+        )  # fmt: skip
+
+
+def build_corpora(folder: Path, key: str, parts: Iterable[Part], tokenizer: Tokenizer) -> dict[str, CorpusInfo]:
+    """Write `folder`/SPLIT/tokens.bin and corpus.json for each split that has a document, in one pass.
+
+    End-of-text stands before, between and after the documents. Train's corpus.json is written last: its being there
+    says that all are whole. An error of `parts`, also after the last one, leaves every old corpus as it was.
     """
-    start = 0
-    while start < len(text):
-        match = _CUT.search(text, start + target)
-        end = match.start() if match else len(text)
-        yield text[start:end]
-        start = end
+    writers: dict[str, _Writer] = {}
+    cuttable = tokenizer.vocabulary.pre_tokenizer is None
+    with ExitStack() as stack:
+        for part in _encoded(_grouped(parts, cuttable=cuttable), tokenizer):
+            if part.name not in writers:
+                writers[part.name] = _Writer(folder / part.name, tokenizer, stack)
+            writers[part.name].add(part)
+    infos = {name: writers[name].info(key) for name in sorted(writers, key="train".__eq__)}
+    for name, info in infos.items():
+        write_json(folder / name / _INFO, asdict(info))
+    return infos
 
 
-def _whole(text: str) -> Iterator[str]:
-    yield text
-
-
-def build_corpus(folder: Path, key: str, documents: Iterable[str], tokenizer: Tokenizer) -> CorpusInfo:
-    """Write `tokens.bin` and `corpus.json` into `folder`: end-of-text before, between and after the documents."""
-    with faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    cut = paragraphs if tokenizer.vocabulary.pre_tokenizer is None else _whole
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    digest = hashlib.sha256()
-    count = total = text_bytes = 0
-    with replacing(folder / "tokens.bin") as out:
-
-        def put(ids: list[int]) -> int:
-            raw = np.asarray(ids, dtype=dtype).tobytes()
-            digest.update(raw)
-            out.write(raw)
-            return len(ids)
-
-        total += put([tokenizer.eot])
-        for text in documents:
-            count += 1
-            for piece in cut(text):
-                total += put(tokenizer.encode(piece))
-                text_bytes += len(piece.encode("utf-8"))
-            total += put([tokenizer.eot])
-    info = CorpusInfo(_VERSION, key, dtype.str, count, total, text_bytes, digest.hexdigest())
-    write_json(folder / "corpus.json", asdict(info))
-    return info
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 class Corpus:
@@ -96,7 +182,7 @@ class Corpus:
     @classmethod
     def open(cls, folder: Path, key: str | None = None) -> Corpus | None:
         """Open a cache; None when there is none or `key` differs; InputError when it is damaged."""
-        path = folder / "corpus.json"
+        path = folder / _INFO
         if not path.is_file():
             return None
         content = read_json(path)
@@ -105,31 +191,41 @@ class Corpus:
             expected = int(info.tokens) * np.dtype(info.dtype).itemsize
         except (TypeError, ValueError):
             return None
-        if info.version != _VERSION or (key is not None and info.key != key):
+        if info.version != _VERSION or info.dtype not in _DTYPES or (key is not None and info.key != key):
             return None
-        binary = folder / "tokens.bin"
+        binary = folder / _FILE
         if not binary.is_file() or binary.stat().st_size != expected:
             got = binary.stat().st_size if binary.is_file() else "no file"
-            raise InputError(
-                str(binary),
-                f"the token cache must have {expected:,} bytes",
-                got,
-                f"delete the folder {folder} and run again",
-            )
+            fix = f"delete the folder {folder} and run again"
+            raise InputError(str(binary), f"the token cache must have {expected:,} bytes", got, fix)
         return cls(folder, info, np.memmap(binary, dtype=np.dtype(info.dtype), mode="r"))
 
-    def verify(self) -> None:
-        """Raise InputError when the content no longer has the hash it was written with."""
-        digest = hashlib.sha256()
-        for i in range(0, len(self.tokens), _BLOCK):
-            digest.update(np.ascontiguousarray(self.tokens[i : i + _BLOCK]).tobytes())
+    def verify(self, vocab_size: int) -> None:
+        """Raise InputError when the content no longer has its hash, or holds an id that is no token.
+
+        The file is read, not mapped, so that the memory of a check stays flat.
+        """
+        path, digest, at, outside = self.folder / _FILE, hashlib.sha256(), 0, ""
+        with faults(path), path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                ids = np.frombuffer(block, dtype=self.tokens.dtype)
+                if not outside and int(ids.max()) >= vocab_size:
+                    outside = f"{at + int(np.argmax(ids >= vocab_size)):,}"
+                at += len(ids)
         if digest.hexdigest() != self.info.sha256:
-            raise InputError(
-                str(self.folder / "tokens.bin"),
-                "the token cache is damaged (hash differs)",
-                digest.hexdigest()[:12],
-                f"delete the folder {self.folder} and run again",
-            )
+            raise self._fault("the token cache is damaged (hash differs)", digest.hexdigest()[:12])
+        if outside:
+            raise self._fault(f"token {outside} of the cache is outside the vocabulary of {vocab_size:,}", None)
+
+    def summary(self) -> dict[str, object]:
+        """Counts and the hash of the tokens, as metadata.json holds them."""
+        i = self.info
+        counts = {"documents": i.documents, "tokens": i.tokens, "text_bytes": i.text_bytes}
+        return {**counts, "files": {_FILE: i.sha256}}
+
+    def _fault(self, what: str, got: object) -> InputError:
+        return InputError(str(self.folder / _FILE), what, got, f"delete the folder {self.folder} and run again")
 
 
 class Chunks:

@@ -1,44 +1,65 @@
-"""Tells which column of a record is the prompt, the input, the answer or the text, and takes them out.
+"""Tells which column of a record is the prompt, the answer, the text, the pair or the label, and takes them out.
 
-It knows nothing of files, splits or templates. Its invariant: a value is used exactly as it stands, and only if it is
-text; nothing is ever turned into text by guessing.
+It knows nothing of files, splits or tokens. Its invariant: a text is used exactly as it stands, and only if it is text;
+nothing is ever turned into text by guessing, but for a class, whose number is its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Literal
+
+import numpy as np
 
 from finetwo.core.config import ColumnsConfig
 from finetwo.core.errors import InputError
 from finetwo.data.json_stream import kind_of
-from finetwo.data.source import Row
-
-Role = Literal["prompt", "input", "completion", "text"]
-ROLES: tuple[Role, ...] = ("prompt", "input", "completion", "text")
-"""The parts a column can play."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    name: str
-    prompt: str
-    input: str | None
-    completion: str
-
-
-_LAYOUTS = (
-    _Layout("Alpaca", "instruction", "input", "output"),
-    _Layout("Dolly", "instruction", "context", "response"),
-    _Layout("prompt/completion", "prompt", None, "completion"),
-    _Layout("prompt/response", "prompt", None, "response"),
-    _Layout("instruction/completion", "instruction", "input", "completion"),
-    _Layout("question/answer", "question", "context", "answer"),
+from finetwo.data.known import (
+    COMPLETIONS,
+    CONVERSATIONS,
+    INDEX,
+    LABELS,
+    LAYOUTS,
+    MORE_TEXTS,
+    PAIRS,
+    PROMPTS,
+    SURE_LABELS,
+    TEXTS,
+    USUAL_LABELS,
 )
-_COMPLETIONS = ("output", "response", "completion", "answer")
-_PROMPTS = ("instruction", "prompt", "question")
-_FLAGS = "--rows.columns.prompt NAME --rows.columns.completion NAME (or --rows.columns.text NAME)"
+from finetwo.data.source import Row
+from finetwo.text.template import parse_turns, turns_json
+
+Kind = Literal["instruct", "text", "classify", "entail"]
+"""What records are good for: prompts with answers (or conversations), plain text, or texts or pairs with a class."""
+Role = Literal["prompt", "input", "completion", "text", "first", "second", "label", "messages"]
+ROLES: tuple[Role, ...] = ("prompt", "input", "completion", "text", "first", "second", "label", "messages")
+"""The parts a column can play."""
+NEEDED: dict[Kind, tuple[Role, ...]] = {
+    "instruct": ("prompt", "completion"),
+    "text": ("text",),
+    "classify": ("text", "label"),
+    "entail": ("first", "second", "label"),
+}
+"""The parts that a kind of data must have; a conversation needs `messages` alone."""
+
+
+_WORDS: dict[Kind, str] = {
+    "instruct": "prompts and answers",
+    "text": "plain text",
+    "classify": "texts with a class",
+    "entail": "pairs of texts with a class",
+}
+_FLAGS: dict[Kind | None, str] = {
+    None: "--rows.columns.prompt NAME --rows.columns.completion NAME (or --rows.columns.text NAME, and for classes "
+    "--rows.columns.label NAME)",
+    "instruct": "--rows.columns.prompt NAME --rows.columns.completion NAME (or --rows.columns.messages NAME)",
+    "text": "--rows.columns.text NAME",
+    "classify": "--rows.columns.text NAME --rows.columns.label NAME",
+    "entail": "--rows.columns.first NAME --rows.columns.second NAME --rows.columns.label NAME",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +70,20 @@ class Columns:
     input: str | None = None
     completion: str | None = None
     text: str | None = None
+    first: str | None = None
+    second: str | None = None
+    label: str | None = None
+    messages: str | None = None
     layout: str = "mapped"
 
     @property
-    def kind(self) -> Literal["instruct", "text"]:
-        """'instruct' for records with an answer, 'text' for plain text."""
-        return "text" if self.text is not None else "instruct"
+    def kind(self) -> Kind:
+        """What records with these columns are good for."""
+        if self.first is not None:
+            return "entail"
+        if self.text is not None:
+            return "text" if self.label is None else "classify"
+        return "instruct"
 
     @property
     def roles(self) -> dict[Role, str]:
@@ -72,52 +101,160 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "") or "none"
 
 
-def detect_columns(names: Sequence[str], wanted: ColumnsConfig, where: str) -> Columns:
+def detect_columns(
+    names: Sequence[str], wanted: ColumnsConfig, where: str, kind: Kind | None = None, *, labelled: bool = True
+) -> Columns:
     """Return the columns to use among `names`; what `wanted` maps wins, the rest is told by known names.
+
+    `kind` is what the records are wanted for; without it, it is told by the columns as well. Without `labelled` the
+    column of the class may be missing (texts to be classified).
 
     Raises:
         InputError: a mapped column is not there, nothing is known, or two answers are possible; `where` names the
             place and the message lists the fields found.
     """
-    for role in ROLES:
-        name = getattr(wanted, role)
-        if name is not None and name not in names:
+    given: dict[str, str] = {role: name for role in ROLES if (name := getattr(wanted, role)) is not None}
+    for role, name in given.items():
+        if name not in names:
             fix = f"use a field that is there: {_listed(names)}"
             raise InputError(where, f"--rows.columns.{role} names a field that the records lack", name, fix)
-    if wanted.text is not None:
-        if wanted.prompt or wanted.completion or wanted.input:
-            raise InputError("--rows.columns.text", "excludes prompt, input and completion", wanted.text, "give one")
-        return Columns(text=wanted.text)
-    if wanted.prompt is not None or wanted.completion is not None:
-        return _fill(names, wanted, where)
-    return _known(names, wanted, where)
+    asked = kind or _kind_of(given)
+    if asked is not None:
+        known = (*NEEDED[asked], *(("input", "messages") if asked == "instruct" else ()))
+        foreign = next((role for role in given if role not in known), None)
+        if foreign is not None:
+            what = f"plays no part in data for {_WORDS[asked]}"
+            raise InputError(f"--rows.columns.{foreign}", what, given[foreign], f"give {_FLAGS[asked]}")
+    found = _find(names, wanted, given, asked, where)
+    needed = NEEDED[asked or found.kind] if not found.messages else ()
+    missing = [role for role in needed if getattr(found, role) is None and (labelled or role != "label")]
+    if missing:
+        what = f"no column for {', '.join(missing)} among the fields found: {_listed(names)}"
+        flags = _FLAGS[asked] if labelled else " ".join(f"--rows.columns.{role} NAME" for role in missing)
+        raise InputError(where, what, fix=f"say which is which: {flags}")
+    return found
 
 
-def _known(names: Sequence[str], wanted: ColumnsConfig, where: str) -> Columns:
-    """Detect a known layout, letter case aside."""
+def _kind_of(given: Mapping[str, str]) -> Kind | None:
+    """What the mapped columns alone say of the kind."""
+    if "first" in given or "second" in given:
+        return "entail"
+    if "label" in given:
+        return None if not given.keys() - {"label"} else "classify"
+    if "text" in given:
+        return "text"
+    return "instruct" if given else None
+
+
+def _find(
+    names: Sequence[str], wanted: ColumnsConfig, given: Mapping[str, str], kind: Kind | None, where: str
+) -> Columns:
+    """The columns of the wanted kind, or of the first kind that fits."""
     actual = {name.strip().lower(): name for name in reversed(names)}
-    fits = [layout for layout in _LAYOUTS if layout.prompt in actual and layout.completion in actual]
-    if len(fits) > 1:
-        both = " or ".join(f"'{actual[layout.prompt]}' -> '{actual[layout.completion]}'" for layout in fits[:2])
-        raise InputError(where, f"several columns could be prompt and answer: {both}", fix=_FLAGS)
-    if fits:
-        chosen = fits[0]
-        return Columns(
-            prompt=actual[chosen.prompt],
-            input=wanted.input or actual.get(chosen.input or ""),
-            completion=actual[chosen.completion],
-            layout=chosen.name,
-        )
-    if "text" in actual and wanted.input is None:
-        return Columns(text=actual["text"], layout="text")
+    if kind == "entail":
+        return _pair(names, actual, given)
+    if kind == "classify":
+        return _classes(names, actual, given)
+    if kind == "text":
+        text = given.get("text") or actual.get("text") or (names[0] if len(names) == 1 else None)
+        if text is not None:
+            return Columns(text=text, layout="mapped" if "text" in given else "text")
+    if kind != "text":
+        if "prompt" in given or "completion" in given:
+            return _fill(names, wanted, where)
+        known = _known(actual, wanted, given, where)
+        if known is not None:
+            return known
+    if kind is None:
+        labelled = _unasked(names, actual, given)
+        if labelled is not None:
+            return labelled
+        if "text" in actual:
+            return Columns(text=actual["text"], layout="text")
     what = f"no known columns among the fields found: {_listed(names)}"
-    raise InputError(where, what, fix=f"say which is which: {_FLAGS}")
+    fix = f"say which is which: {_FLAGS[kind]}; --rows.names A,B where the file has no header line"
+    raise InputError(where, what, fix=fix)
+
+
+def _known(actual: Mapping[str, str], wanted: ColumnsConfig, given: Mapping[str, str], where: str) -> Columns | None:
+    """Detect a known layout of prompts and answers, or a conversation, letter case aside."""
+    talk = given.get("messages") or next((actual[name] for name in CONVERSATIONS if name in actual), None)
+    if "messages" in given:
+        return Columns(messages=talk)
+    fits = [layout for layout in LAYOUTS if layout.prompt in actual and layout.completion in actual]
+    if len(fits) > 1 or (fits and talk):
+        both = [f"'{actual[layout.prompt]}' -> '{actual[layout.completion]}'" for layout in fits[:2]]
+        both += [f"the conversation '{talk}'"] if talk else []
+        what = f"several columns could be prompt and answer: {' or '.join(both)}"
+        raise InputError(where, what, fix=_FLAGS["instruct"] if talk else _FLAGS[None])
+    if talk:
+        return Columns(messages=talk, layout="conversation")
+    if not fits:
+        return None
+    chosen = fits[0]
+    return Columns(
+        prompt=actual[chosen.prompt],
+        input=wanted.input or actual.get(chosen.input or ""),
+        completion=actual[chosen.completion],
+        layout=chosen.name,
+    )
+
+
+def _unasked(names: Sequence[str], actual: Mapping[str, str], given: Mapping[str, str]) -> Columns | None:
+    """The texts and their class, where names alone leave no doubt that this is what the records are for."""
+    sure = any(name in actual for name in SURE_LABELS) or "label" in given
+    pair = _pair(names, actual, given, known=True)
+    if sure and pair.second is not None:
+        return pair
+    label, texts = _label(actual, given), [actual[name] for name in TEXTS if name in actual]
+    others = _others(names, label)
+    if sure and (len(others) == 1 or "text" in actual or len([n for n in texts if n.lower() != "message"]) == 1):
+        return _classes(names, actual, given)
+    if label is not None and label.strip().lower() in USUAL_LABELS and len(others) == 1 and others[0] in texts:
+        return _classes(names, actual, given)
+    return None
+
+
+def _others(names: Sequence[str], *taken: str | None) -> list[str]:
+    """The columns beside those `taken` that do more than number the records."""
+    return [name for name in names if name not in taken and name.strip().lower() not in INDEX]
+
+
+def _label(actual: Mapping[str, str], given: Mapping[str, str]) -> str | None:
+    used = set(given.values())
+    names = (actual[name] for name in LABELS if name in actual and actual[name] not in used)
+    return given.get("label") or next(names, None)
+
+
+def _classes(names: Sequence[str], actual: Mapping[str, str], given: Mapping[str, str]) -> Columns:
+    """The text and its class; a text column without a known name is taken where it is the only other column."""
+    label = _label(actual, given)
+    known = (actual[n] for n in (*TEXTS, *MORE_TEXTS) if n in actual and actual[n] != label)
+    text = given.get("text") or next(known, None)
+    if text is None and len(others := _others(names, label)) == 1:
+        text = others[0]
+    if text is not None and label is None and len(others := _others(names, text)) == 1:
+        label = others[0]
+    return Columns(text=text, label=label, layout="mapped" if {"text", "label"} <= given.keys() else "classes")
+
+
+def _pair(names: Sequence[str], actual: Mapping[str, str], given: Mapping[str, str], *, known: bool = False) -> Columns:
+    """The two texts of a pair and their class; without known names (and `known`) the only other two columns."""
+    label = _label(actual, given)
+    fits = next(([actual[a], actual[b]] for a, b in PAIRS if a in actual and b in actual), [])
+    mapped = [given[role] for role in ("first", "second") if role in given]
+    if not fits and not known:
+        others = _others(names, label, *mapped)
+        fits = [given.get(role) or others.pop(0) for role in ("first", "second")] if len(others + mapped) == 2 else []
+    first, second = fits or (None, None)
+    layout = "mapped" if len(mapped) == 2 else "pair"
+    return Columns(first=given.get("first") or first, second=given.get("second") or second, label=label, layout=layout)
 
 
 def _fill(names: Sequence[str], wanted: ColumnsConfig, where: str) -> Columns:
     """Complete a mapping that gives the prompt or the answer, by the known names that are left."""
     chosen = {"prompt": wanted.prompt, "completion": wanted.completion}
-    for role, known in (("prompt", _PROMPTS), ("completion", _COMPLETIONS)):
+    for role, known in (("prompt", PROMPTS), ("completion", COMPLETIONS)):
         if chosen[role] is None:
             left = [n for n in names if n.strip().lower() in known and n not in (wanted.prompt, wanted.completion)]
             if len(left) != 1:
@@ -129,7 +266,7 @@ def _fill(names: Sequence[str], wanted: ColumnsConfig, where: str) -> Columns:
 
 def adopt_input(columns: Columns, rows: Iterable[Row]) -> Columns:
     """Return `columns` with its layout's optional input column, if the first record lacked it but another has it."""
-    name = next((layout.input for layout in _LAYOUTS if layout.name == columns.layout), None)
+    name = next((layout.input for layout in LAYOUTS if layout.name == columns.layout), None)
     if columns.input is None and name is not None:
         for row in rows:
             found = next((field for field in row.fields if field.strip().lower() == name), None)
@@ -141,7 +278,8 @@ def adopt_input(columns: Columns, rows: Iterable[Row]) -> Columns:
 def select(row: Row, columns: Columns) -> dict[str, str]:
     """Return the text of every role by role name, then every further text column under its own name.
 
-    An input that is missing, null or empty is ''. A further column that bears the name of a role is left out.
+    An input or a class that is missing, null or empty is ''. A conversation is given as canonical JSON (see
+    `Turn`). A further column that bears the name of a role is left out.
 
     Raises:
         InputError: a needed field is missing or is not text (null, number, list, ...), with the record's place.
@@ -149,9 +287,13 @@ def select(row: Row, columns: Columns) -> dict[str, str]:
     taken: dict[str, str] = {}
     for role, name in columns.roles.items():
         value = row.fields.get(name)
-        if isinstance(value, str):
+        if role == "label":
+            taken[role] = class_name(value, row.where, name)
+        elif role == "messages" and name in row.fields:
+            taken[role] = turns_json(parse_turns(value, f"{row.where}: the field '{name}'"))
+        elif isinstance(value, str):
             taken[role] = value
-        elif role == "input" and (value is None or value != value):
+        elif role == "input" and _is_nothing(value):
             taken[role] = ""
         elif name not in row.fields:
             what = f"the field '{name}' ({role}) is missing; fields found: {_listed(row.fields)}"
@@ -160,10 +302,34 @@ def select(row: Row, columns: Columns) -> dict[str, str]:
             kind = kind_of(value)
             got = kind if value is None else f"{kind}: {value!r}"
             raise InputError(row.where, f"the field '{name}' ({role}) must be text", got, "put the value in quotes")
-    if columns.kind == "instruct":
+    if columns.kind == "instruct" and columns.messages is None:
         taken.setdefault("input", "")
     used = set(columns.roles.values())
     for name, value in row.fields.items():
         if name not in used and name not in taken and isinstance(value, str):
             taken[name] = value
     return taken
+
+
+def _is_nothing(value: object) -> bool:
+    """Whether a table says by `value` that there is none: null, NaN, or the NA of pandas."""
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, Real) and value != value)
+
+
+def class_name(value: object, where: str, column: str = "label") -> str:
+    """Return the name of a class: a text without blanks at its ends, or a whole number or truth value as text.
+
+    '' stands for no class: null, a NaN of a table, or an empty text. InputError for anything else.
+    """
+    if isinstance(value, str):
+        return value.strip()
+    if _is_nothing(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real) and float(value).is_integer():
+        return str(int(float(value)))
+    fix = "give one class a record, as a text or a whole number"
+    raise InputError(where, f"the field '{column}' (label) is no class", f"{kind_of(value)}: {value!r}", fix)

@@ -1,12 +1,13 @@
-"""Strict CSV and TSV (RFC 4180): quoted fields with delimiters, doubled quotes and line breaks; one header line.
+"""Strict CSV and TSV (RFC 4180): quoted fields with delimiters, quotes and line breaks; a header line or given names.
 
-It knows nothing of files on disk or of what the columns mean. Its invariant: every record has exactly the header's
+It knows nothing of files on disk or of what the columns mean. Its invariant: every record has exactly the named
 fields, character for character, or the error names the line where it went wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 from finetwo.core.errors import InputError
 from finetwo.data.decoding import MAX_RECORD, too_long
@@ -17,9 +18,15 @@ Cells = tuple[int, list[str]]
 
 
 def read_delimited(
-    lines: Iterator[Line], file: str, delimiter: str, on_note: Callable[[str], None], *, quotes: str = "lenient"
+    lines: Iterator[Line],
+    file: str,
+    delimiter: str,
+    on_note: Callable[[str], None],
+    *,
+    quotes: str = "lenient",
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (line, fields) of every record below the header.
+    """Yield (line, fields) of every record below the header, or of every record where `names` stand for a header.
 
     Args:
         lines: numbered lines without their line feeds.
@@ -28,6 +35,7 @@ def read_delimited(
         on_note: takes one line to be said aloud.
         quotes: 'lenient' reads a quote inside an unquoted field as text, 'strict' refuses it, 'none' reads every
             quote as text.
+        names: the columns of a file without a header line.
 
     Raises:
         InputError: ragged record, quote never closed, no or doubled column names, probably the wrong delimiter.
@@ -36,20 +44,34 @@ def read_delimited(
     first = next(records, None)
     if first is None:
         return
-    names = _header(first, file, delimiter)
+    title = "--rows.names" if names else "the header"
+    if names:
+        records = itertools.chain([_not_a_header(first, names, file)], records)
+    else:
+        names = _header(first, file, delimiter)
     if names[0] == "":
         on_note(f"{file}: the first column has no name (an index?) and is left out")
     for number, (line, cells) in enumerate(records, start=1):
         if len(cells) != len(names):
             raise InputError(
                 f"{file}:{line}",
-                f"record {number} has {len(cells)} fields, the header has {len(names)}",
+                f"record {number} has {len(cells)} fields, {title} has {len(names)}",
                 delimiter.join(cells)[:80],
-                'put fields that hold the delimiter in "quotes", or check --rows.delimiter',
+                'put fields that hold the delimiter in "quotes", or check --rows.delimiter'
+                + (" and --rows.names" if title == "--rows.names" else ""),
             )
         fields: dict[str, object] = dict(zip(names, cells, strict=True))
         fields.pop("", None)
         yield line, fields
+
+
+def _not_a_header(first: Cells, names: Sequence[str], file: str) -> Cells:
+    """Return the first record, or raise InputError where it is the header that --rows.names says is not there."""
+    line, cells = first
+    if [cell.strip().lower() for cell in cells] == [name.lower() for name in names]:
+        what = "the first line holds the names of the columns itself"
+        raise InputError(f"{file}:{line}", what, ", ".join(cells), "leave --rows.names out")
+    return first
 
 
 def _header(first: Cells, file: str, delimiter: str) -> list[str]:
@@ -74,7 +96,7 @@ def _header(first: Cells, file: str, delimiter: str) -> list[str]:
         if _is_number(name) or len(name) > 128 or "\n" in name:
             raise InputError(
                 where, "no header: the first line looks like data, not like column names", name,
-                "put a line of column names first, such as prompt,completion",
+                "--rows.names prompt,completion (the names of the columns), or put such a line first",
             )  # fmt: skip
     return names
 

@@ -16,18 +16,24 @@ from typing import Protocol, runtime_checkable
 
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
-from finetwo.data.columns import Columns, adopt_input, detect_columns, select
+from finetwo.core.strict_json import parse_json
+from finetwo.data.columns import Columns, Kind, adopt_input, detect_columns, select
+from finetwo.data.folders import held_out
 from finetwo.data.json_stream import kind_of, surrogate_fault
+from finetwo.data.labels import find_labels, given_labels, without_unlabelled
 from finetwo.data.source import SPLITS, Note, Row, find_files, place, read_all
 from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, content_key, parse_split, split_rows
+from finetwo.text.template import blank_part, turns_from_json
 
 END_OF_TEXT = "<|endoftext|>"
 """The model's control token; in a user's text it is only text."""
+_MAY_BE_EMPTY = ("input", "label")
+_NEEDED = ("prompt", "completion", "text", "first", "second")
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One usable record: text by role (`prompt`, `input`, `completion` or `text`) and by further column names."""
+    """One usable record: text by role (`prompt`, `input`, `completion`, `text`, `label`, ...), then further columns."""
 
     fields: dict[str, str]
     file: str
@@ -47,7 +53,8 @@ class Loaded:
     `splits` always has train, validation and test (maybe empty), in file order. `counts`: records `read`; left out as
     `empty` (also by role: `empty_prompt`, ...) or `left_out` (beyond the counts of --rows.split); the size of each
     split; `overlap` (validation or test records that are in train too); `end_of_text` (records with that mark).
-    `digest` is the SHA-256 (hex) of the content of all splits in order. `origin` names the data.
+    `digest` is the SHA-256 (hex) of the content of all splits in order. `origin` names the data. `labels`: the names of
+    the classes in order, where the records have one.
     """
 
     splits: dict[str, list[Example]]
@@ -55,6 +62,7 @@ class Loaded:
     counts: dict[str, int]
     digest: str
     origin: str
+    labels: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -62,10 +70,18 @@ class _Table(Protocol):
     def to_dict(self, orient: str) -> list[dict[str, object]]: ...
 
 
-def load_splits(path: Path, rows: RowsConfig, seed: int, on_note: Note) -> Loaded:
+def load_splits(
+    path: Path,
+    rows: RowsConfig,
+    seed: int,
+    on_note: Note,
+    kind: Kind | None = None,
+    labels: tuple[str, ...] = (),
+) -> Loaded:
     """Load a data file, a folder of train|validation|test.* or a folder of .txt documents.
 
-    Without --rows.split and without a validation file the training records are split 0.9/0.1 by content.
+    Without --rows.split and without a validation file the training records are split 0.9/0.1 by content. `kind` is what
+    the records are wanted for; without it, it is told by the columns. `labels`: the classes of a model that is there.
 
     Raises:
         InputError: see `find_files`, `read_rows`, `detect_columns`, `select`, `parse_split`; no record is left.
@@ -74,16 +90,23 @@ def load_splits(path: Path, rows: RowsConfig, seed: int, on_note: Note) -> Loade
     rows.check()
     if rows.split is not None:
         parse_split(rows.split)
-    files = find_files(path)
+    files = held_out(find_files(path), rows, str(path), on_note)
     if "train" not in files and "all" not in files:
         raise InputError(str(path), "no train.* in the folder", ", ".join(files), "add it, or give one file")
     # train first: its first record decides the columns
     files = {"train": files.get("all", files.get("train", [])), **files}
     groups = {name: read_all(paths, rows, on_note) for name, paths in files.items() if name != "all"}
-    return _assemble(groups, rows, seed, on_note, str(path))
+    return _assemble(groups, _Wanted(rows, kind, labels), seed, on_note, str(path))
 
 
-def load_rows(data: object, rows: RowsConfig, seed: int, on_note: Note) -> Loaded:
+def load_rows(
+    data: object,
+    rows: RowsConfig,
+    seed: int,
+    on_note: Note,
+    kind: Kind | None = None,
+    labels: tuple[str, ...] = (),
+) -> Loaded:
     """Load records that are in memory: a list of dictionaries, or a table with `.to_dict("records")` (a DataFrame).
 
     A dictionary of such lists by split name ({"train": [...], "validation": [...]}) gives the splits.
@@ -99,7 +122,16 @@ def load_rows(data: object, rows: RowsConfig, seed: int, on_note: Note) -> Loade
     found = {split: _from_memory(part, named[split])[: rows.limit] for split, part in groups.items()}  # train first
     if not found.get("train"):
         raise InputError("data", "0 records", fix="give a list of dictionaries")
-    return _assemble(found, rows, seed, on_note, "data")
+    return _assemble(found, _Wanted(rows, kind, labels), seed, on_note, "data")
+
+
+def columns_in_memory(data: object, rows: RowsConfig) -> Columns:
+    """Return the columns of records that are in memory, by the first of them; errors as `load_rows`."""
+    inner = data["train"] if isinstance(data, Mapping) and "train" in data else data
+    found = _from_memory(inner, "data")[:1]
+    if not found:
+        raise InputError("data", "0 records", fix="give a list of dictionaries")
+    return detect_columns(list(found[0].fields), rows.columns, found[0].where)
 
 
 def _from_memory(data: object, name: str) -> list[Row]:
@@ -129,27 +161,56 @@ def _records_of(data: object) -> object:
     return data.to_dict("records")
 
 
-def _assemble(groups: dict[str, list[Row]], rows: RowsConfig, seed: int, on_note: Note, origin: str) -> Loaded:
+@dataclass(frozen=True)
+class _Wanted:
+    """How records are to be read, what for, and the classes if they are known."""
+
+    rows: RowsConfig
+    kind: Kind | None
+    labels: tuple[str, ...]
+
+
+def _assemble(groups: dict[str, list[Row]], wanted: _Wanted, seed: int, on_note: Note, origin: str) -> Loaded:
     """Turn rows by given split into examples by final split, counting and saying what is left out."""
     everything = [row for part in groups.values() for row in part]
     if not everything:
         raise InputError(origin, "0 records", fix="give data that holds records")
-    columns = detect_columns(list(everything[0].fields), rows.columns, everything[0].where)
+    rows = wanted.rows
+    columns = detect_columns(list(everything[0].fields), rows.columns, everything[0].where, wanted.kind)
     columns = adopt_input(columns, everything)
     on_note(columns.describe())
     examples = {
         name: [Example(select(row, columns), row.file, row.line, row.number) for row in part]
         for name, part in groups.items()
     }
+    if columns.messages is not None:
+        _say_turns(everything, examples, columns.messages, on_note, origin)
     splits = _share(examples, rows, seed, on_note, origin)
     counts: Counter[str] = Counter(read=len(everything))
     counts["left_out"] = len(everything) - sum(map(len, splits.values()))
     splits = {name: _without_empty(part, columns, rows, counts) for name, part in splits.items()}
+    labels: tuple[str, ...] = ()
+    if columns.label is not None:
+        given = wanted.labels or given_labels(rows)
+        splits, counts["unlabelled"] = without_unlabelled(splits, given, rows.on_empty, on_note)
+        own = ["train", *(name for name in SPLITS if name not in groups)]  # those that are parts of train's file
+        labels = find_labels(splits, given, origin, own)
     counts.update({name: len(part) for name, part in splits.items()})
     counts["end_of_text"] = count_marks(e for part in splits.values() for e in part)
     counts["overlap"] = _overlap(splits, on_note)
     _say(counts, on_note, origin)
-    return Loaded(splits, columns, dict(counts), digest(splits), origin)
+    return Loaded(splits, columns, dict(counts), digest(splits), origin, labels)
+
+
+def _say_turns(rows: list[Row], examples: Mapping[str, list[Example]], column: str, on_note: Note, origin: str) -> None:
+    """Say how many turns of conversations are left out: answers before a question, a question without an answer."""
+    given = (row.fields[column] for row in rows)
+    turns = (parse_json(value, column) if isinstance(value, str) else value for value in given)
+    there = sum(len(found) for found in turns if isinstance(found, list))
+    kept = sum(len(turns_from_json(e.fields["messages"])) for part in examples.values() for e in part)
+    if there > kept:
+        what = "answers to nothing at the beginning, blank system turns, last questions without an answer"
+        on_note(f"{origin}: {there - kept:,} of {there:,} turns are left out ({what})")
 
 
 def _share(
@@ -180,12 +241,17 @@ def _without_empty(part: list[Example], columns: Columns, rows: RowsConfig, coun
     """Return the examples whose needed texts hold more than white space; count the others, or stop at the first."""
     kept = []
     for example in part:
-        empty = next((r for r in columns.roles if r != "input" and not example.fields[r].strip()), None)
+        empty: str | None = next(
+            (r for r in columns.roles if r not in _MAY_BE_EMPTY and not example.fields[r].strip()), None
+        )
+        if empty is None and columns.messages is not None:
+            empty = blank_part(turns_from_json(example.fields["messages"]))
         if empty is None:
             kept.append(example)
             continue
         if rows.on_empty == "error":
-            what = f"empty {empty} (field '{columns.roles[empty]}')"
+            column = getattr(columns, empty) or columns.messages
+            what = f"empty {empty} (field '{column}')"
             raise InputError(example.where, what, fix="fill it in, or --rows.on_empty skip")
         counts["empty"] += 1
         counts[f"empty_{empty}"] += 1
@@ -229,7 +295,9 @@ def _overlap(splits: Mapping[str, Sequence[Example]], on_note: Note) -> int:
 def _say(counts: Counter[str], on_note: Note, origin: str) -> None:
     """Say the counts aloud; raise InputError when nothing is left to train on."""
     sizes = ", ".join(f"{name} {counts[name]:,}" for name in SPLITS if counts[name])
-    reasons = [f"{counts[f'empty_{r}']:,} empty {r}" for r in ("prompt", "completion", "text") if counts[f"empty_{r}"]]
+    reasons = [f"{counts[f'empty_{r}']:,} empty {r}" for r in _NEEDED if counts[f"empty_{r}"]]
+    if counts["unlabelled"]:
+        reasons.append(f"{counts['unlabelled']:,} without a class")
     if counts["left_out"]:
         reasons.append(f"{counts['left_out']:,} beyond the counts of --rows.split")
     out = f"; left out: {', '.join(reasons)}" if reasons else ""

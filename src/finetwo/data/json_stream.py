@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from finetwo.core.errors import InputError
@@ -30,8 +31,20 @@ class _Fault(Exception):
     """A record that is JSON by grammar but refused; raised inside the parser's hooks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a value of a table's column whose type has no JSON form; refused wherever it is needed."""
+
+    type: str
+
+    def __repr__(self) -> str:
+        return "no JSON form"
+
+
 def kind_of(value: object) -> str:
     """Name a JSON value's type for a message: 'null', 'a number', 'a list', ..."""
+    if isinstance(value, Unreadable):
+        return f"a value of type {value.type}"
     if value is None:
         return "null"
     if isinstance(value, bool):

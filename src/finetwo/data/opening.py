@@ -8,49 +8,46 @@ from __future__ import annotations
 
 import difflib
 import errno
-import lzma
 import os
+import re
 import stat
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from finetwo.core.errors import EnvironmentFault, InputError
+from finetwo.data.unpacking import packed_kind, unpack
 
 CHUNK = 1 << 18
 """Bytes read, and at most unpacked, at a time."""
-MAX_RATIO = 1000
-"""Unpacked bytes allowed for each packed byte, once `FREE_BYTES` are out."""
-FREE_BYTES = 64 << 20
-"""Unpacked bytes that are allowed at any ratio."""
-MAX_BYTES = 64 << 30
-"""Unpacked bytes allowed in all."""
-_XZ_MEMORY = 256 << 20
 
 PACKED = (".gz", ".xz")
 """File name endings of the compressions that are read."""
 
-_CODE = "pickle can run code, so it is not read"
+TABLES = (".parquet", ".pq", ".arrow", ".feather")
+"""File name endings of the tables that are read with the extra `data`."""
+CONVERT = "finetwo convert FILE OUT.jsonl"
+"""The command that makes JSONL of what is not read as it is."""
+
 _TO_LINES = "convert it to JSONL, one JSON object a line"
 _UNPACK = "unpack it and give the file inside"
-_PICKLE = (_CODE, f"where you trust the file, {_TO_LINES}")
-_PARQUET = ("Parquet is not read by this version", _TO_LINES)
+_PICKLE = ("pickle can run code, so it is not read", CONVERT)
+_TABLE = ("Parquet and Arrow are not read packed", _UNPACK)
 _ARCHIVE = ("an archive is not a data file", _UNPACK)
 _BINARY = ("a binary file is not a data file", _TO_LINES)
+_ADDRESS = re.compile(r"(https?|ftp|file|hf|s3|gs):/", re.IGNORECASE)
 _REFUSED_NAMES = {
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".joblib"), _PICKLE),
-    **dict.fromkeys((".parquet", ".arrow", ".feather", ".orc"), _PARQUET),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _ARCHIVE),
     **dict.fromkeys((".zst", ".bz2", ".lz4"), ("this compression is not read", "unpack it, or pack it as .gz or .xz")),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), ("a spreadsheet is not a data file", "save it as CSV")),
-    **dict.fromkeys((".safetensors", ".gguf", ".h5", ".db", ".sqlite", ".pdf", ".docx"), _BINARY),
+    **dict.fromkeys((".safetensors", ".gguf", ".h5", ".db", ".sqlite", ".pdf", ".docx", ".orc", ".avro"), _BINARY),
 }
 _REFUSED_BYTES = (
     *((bytes((0x80, version)), _PICKLE) for version in (2, 3, 4, 5)),
     (b"\x93NUMPY", _PICKLE),
-    (b"PAR1", _PARQUET),
-    (b"ARROW1", _PARQUET),
+    (b"PAR1", _TABLE),
+    (b"ARROW1", _TABLE),
     (b"PK\x03\x04", _ARCHIVE),
     (b"7z\xbc\xaf", _ARCHIVE),
     (b"BZh9", ("this compression is not read", "unpack it, or pack it as .gz or .xz")),
@@ -62,10 +59,11 @@ _REFUSED_BYTES = (
 
 
 def refuse_name(path: Path) -> None:
-    """Raise InputError for a file whose name says a kind that is never read (pickle, archive, Parquet, ...)."""
+    """Raise InputError for a file whose name says a kind that is never read (pickle, archive, ...)."""
     ends = path.suffixes[-2:]
-    for suffix in ends if ends and ends[-1].lower() in PACKED else ends[-1:]:
-        refusal = _REFUSED_NAMES.get(suffix.lower())
+    packed = bool(ends) and ends[-1].lower() in PACKED
+    for suffix in ends if packed else ends[-1:]:
+        refusal = _REFUSED_NAMES.get(suffix.lower()) or (_TABLE if packed and suffix.lower() in TABLES else None)
         if refusal:
             raise InputError(str(path), f"a {suffix.lower()} file: {refusal[0]}", fix=refusal[1])
 
@@ -81,11 +79,18 @@ def refuse_content(name: str, head: bytes) -> None:
 
 def missing(path: Path) -> InputError:
     """Return the error for a file or folder that is not there, with the nearest name beside it."""
+    if _ADDRESS.match(str(path)):
+        on_hub = re.search(r"/huggingface\.co/datasets/([\w.-]+/[\w.-]+)", str(path))
+        named = on_hub[1] if on_hub else "OWNER/NAME"
+        fix = f"download it first; a data set of the Hugging Face hub is named hub:{named}"
+        return InputError(str(path), "a web address is not read, only files are", fix=fix)
     try:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
     except (OSError, ValueError):
         near = []
     fix = f"did you mean {path.parent / near[0]}?" if near else f"check the path (current folder: {Path.cwd()})"
+    if not near and len(path.parts) == 2 and not path.suffix and not path.parent.exists():
+        fix += f"; a data set of the Hugging Face hub is named hub:{path}"
     return InputError(str(path), "no such file or folder", fix=fix)
 
 
@@ -107,22 +112,25 @@ def fault(path: Path, error: OSError | ValueError) -> InputError | EnvironmentFa
 class SourceFile:
     """One open regular file; `chunks()` gives its unpacked bytes, `check_unchanged()` that nobody wrote meanwhile.
 
+    With `as_is` the name may be of a kind that `chunks()` never reads, for a reader that takes `file` by itself.
+
     Raises:
         InputError: no such file, not a regular file, or a kind that is never read.
         EnvironmentFault: no permission, or the device fails.
     """
 
-    def __init__(self, path: Path) -> None:
-        refuse_name(path)
+    def __init__(self, path: Path, *, as_is: bool = False) -> None:
+        if not as_is:
+            refuse_name(path)
         self.path = path
-        self._file = _open_regular(path)
-        self._stamp = _stamp(os.fstat(self._file.fileno()))
+        self.file = _open_regular(path)
+        self._stamp = _stamp(os.fstat(self.file.fileno()))
 
     def __enter__(self) -> SourceFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.file.close()
 
     def chunks(self, on_note: Callable[[str], None]) -> Iterator[bytes]:
         """Yield the content in pieces of at most `CHUNK` bytes, unpacked when it is gzip or xz."""
@@ -131,7 +139,7 @@ class SourceFile:
         while len(first) < 512 and (piece := next(raw, b"")):
             first += piece
         suffix = self.path.suffix.lower()
-        kind = next((k for k, (magic, _) in _CODERS.items() if first.startswith(magic)), None)
+        kind = packed_kind(first)
         if suffix in PACKED and kind != suffix and first:
             raise InputError(name, f"the name ends in {suffix} but the content is not {suffix[1:]}", fix="rename it")
         refuse_content(name, first[:512])
@@ -141,16 +149,25 @@ class SourceFile:
         if suffix != kind:
             on_note(f"{name}: packed as {kind[1:]}, unpacked while reading")
         opened = False
-        for piece in _unpack(_chain(first, raw), kind, name):
+        for piece in unpack(_chain(first, raw), kind, name, CHUNK):
             if not opened:
                 refuse_content(name, piece[:512])
             opened = True
             yield piece
 
+    def ends(self, count: int) -> tuple[bytes, bytes]:
+        """Return the first and the last `count` bytes of the file, as it lies on disk."""
+        handle = self.file.fileno()
+        try:
+            size = os.fstat(handle).st_size
+            return os.pread(handle, count, 0), os.pread(handle, count, max(0, size - count))
+        except OSError as error:
+            raise fault(self.path, error) from error
+
     def check_unchanged(self) -> None:
         """Raise InputError when the file's size, time or identity is no longer what it was at opening."""
         try:
-            same = _stamp(os.fstat(self._file.fileno())) == self._stamp == _stamp(os.stat(self.path))
+            same = _stamp(os.fstat(self.file.fileno())) == self._stamp == _stamp(os.stat(self.path))
         except OSError:
             same = False
         if not same:
@@ -161,7 +178,7 @@ class SourceFile:
     def _raw(self) -> Iterator[bytes]:
         while True:
             try:
-                piece = self._file.read(CHUNK)
+                piece = self.file.read(CHUNK)
             except OSError as error:
                 raise fault(self.path, error) from error
             if not piece:
@@ -191,94 +208,3 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     if first:
         yield first
     yield from rest
-
-
-class _Coder(Protocol):
-    eof: bool
-    hungry: bool
-    rest: bytes
-
-    def step(self, data: bytes) -> bytes: ...
-
-
-class _Gzip:
-    def __init__(self) -> None:
-        self._coder = zlib.decompressobj(31)
-        self.eof, self.hungry, self.rest = False, True, b""
-
-    def step(self, data: bytes) -> bytes:
-        piece = self._coder.decompress(self._coder.unconsumed_tail + data, CHUNK)
-        self.eof, self.rest = self._coder.eof, self._coder.unused_data
-        self.hungry = not self._coder.unconsumed_tail and len(piece) < CHUNK
-        return piece
-
-
-class _Xz:
-    def __init__(self) -> None:
-        self._coder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-        self.eof, self.hungry, self.rest = False, True, b""
-
-    def step(self, data: bytes) -> bytes:
-        piece = self._coder.decompress(data, CHUNK)
-        self.eof, self.hungry = self._coder.eof, self._coder.eof or self._coder.needs_input
-        self.rest = self._coder.unused_data
-        return piece
-
-
-_CODERS: dict[str, tuple[bytes, Callable[[], _Coder]]] = {
-    ".gz": (b"\x1f\x8b", _Gzip),
-    ".xz": (b"\xfd7zXZ\x00", _Xz),
-}
-
-
-def _unpack(raw: Iterator[bytes], kind: str, name: str) -> Iterator[bytes]:
-    """Yield the unpacked content of one or several members; zero padding after a member is allowed."""
-    magic, new = _CODERS[kind]
-    coder: _Coder | None = None
-    packed = unpacked = members = 0
-    for data in raw:
-        packed += len(data)
-        while data or (coder and not coder.hungry):
-            if coder is None:
-                data = data.lstrip(b"\0") if members else data
-                if not data:
-                    break
-                if not data.startswith(magic[: len(data)]):
-                    raise InputError(
-                        name, f"trailing garbage after the {kind[1:]} data at byte offset {packed - len(data)}",
-                        fix="download or pack the file again",
-                    )  # fmt: skip
-                coder = new()
-            piece, data = _step(coder, data, kind, name, packed), b""
-            unpacked += len(piece)
-            _check_bomb(name, packed, unpacked)
-            if piece:
-                yield piece
-            if coder.eof:
-                data, coder, members = coder.rest, None, members + 1
-    if coder is not None:
-        raise InputError(
-            name, f"truncated {kind[1:]} file: it ends at byte offset {packed}", fix="download or pack the file again"
-        )
-
-
-def _step(coder: _Coder, data: bytes, kind: str, name: str, packed: int) -> bytes:
-    try:
-        return coder.step(data)
-    except (zlib.error, lzma.LZMAError, EOFError) as error:
-        reason = "wrong checksum (CRC)" if "data check" in str(error) or "length check" in str(error) else str(error)
-        raise InputError(
-            name, f"damaged {kind[1:]} file before byte offset {packed}: {reason}", fix="download or pack it again"
-        ) from error
-
-
-def _check_bomb(name: str, packed: int, unpacked: int) -> None:
-    if unpacked > FREE_BYTES and unpacked > MAX_RATIO * packed:
-        raise InputError(
-            name,
-            f"unpacks to more than {MAX_RATIO}:1 (limit beyond {FREE_BYTES >> 20} MiB): a decompression bomb?",
-            f"{unpacked:,} bytes out of {packed:,}",
-            "unpack it yourself if you trust it",
-        )
-    if unpacked > MAX_BYTES:
-        raise InputError(name, f"unpacks to more than the limit of {MAX_BYTES >> 30} GiB", fix="split the file")

@@ -1,4 +1,4 @@
-"""Finds a user's data files and reads their records, whatever the format, with line numbers.
+"""Reads the records of a user's data files, whatever the format, with their places.
 
 It knows nothing of what a column means, of splits or of models. Its invariant: every record is yielded exactly as
 written, in file order, or the file is refused with the place and the remedy; nothing is ever skipped silently.
@@ -6,9 +6,7 @@ written, in file order, or the file is refused with the place and the remedy; no
 
 from __future__ import annotations
 
-import glob
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,32 +15,29 @@ from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 from finetwo.data.decoding import decoded, numbered_lines
 from finetwo.data.delimited import read_delimited
+from finetwo.data.folders import FORMATS, SPLITS, find_files, suffix_of
 from finetwo.data.json_stream import Record, kind_of, read_array, read_lines, read_objects
-from finetwo.data.opening import PACKED, SourceFile, fault, missing
+from finetwo.data.opening import SourceFile
+from finetwo.data.parquet import read_table, table_kind
 
 Note = Callable[[str], None]
 """Takes one line that should be said aloud."""
 
 MAX_DOCUMENT = 1 << 30
 """Longest text document, in characters."""
-SPLITS = ("train", "validation", "test")
-"""The names of the splits, in their fixed order."""
+NO_LINE = -1
+"""The line of a record in a file that has none, such as Parquet."""
 
-_SPLIT_STEMS = {"train": "train", "test": "test", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation")}
-_FORMATS = {
-    ".json": "json",
-    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
-    ".csv": "csv",
-    **dict.fromkeys((".tsv", ".tab"), "tsv"),
-    **dict.fromkeys((".txt", ".text", ".md"), "txt"),
-}
-_REFUSED = (".parquet", ".arrow", ".pkl", ".pickle", ".pt", ".npy", ".npz", ".bin", ".zip", ".tar")
 _SNIFF = 1 << 20
-_LOOKED_FOR = "train.*, validation.* (or valid, val, dev) and test.*, each .json .jsonl .csv .tsv .txt (also .gz .xz)"
 
 
 def place(file: str, line: int, number: int) -> str:
-    """Where a record stands: 'file:line: record n', or 'name[index]' for records that come from memory (line 0)."""
+    """Where a record stands: 'file:line: record n' ('file: record n' for `NO_LINE`), or 'name[index]' for line 0.
+
+    Line 0 is that of records which come from memory.
+    """
+    if line == NO_LINE:
+        return f"{file}: record {number}"
     return f"{file}:{line}: record {number}" if line else f"{file}[{number - 1}]"
 
 
@@ -66,32 +61,60 @@ def _silent(_: str) -> None:
 
 
 def read_rows(path: Path, rows: RowsConfig, on_note: Note = _silent) -> Iterator[Row]:
-    """Yield the records of one JSON, JSONL, CSV, TSV or text file (also .gz, .xz), at most `rows.limit` of them.
+    """Yield the records of one file, at most `rows.limit`: JSON, JSONL, CSV, TSV, text (also .gz, .xz), Parquet, Arrow.
 
     A text file is one record with the field `text`. Memory stays flat for the other formats. `on_note` takes what
     should be said aloud (another format than the name says, a byte order mark, ...).
 
     Raises:
         InputError: anything wrong with the file, named with line (and column); no record at all; a file that changes.
-        EnvironmentFault: no permission, or the device fails.
+        EnvironmentFault: no permission, the device fails, or a package that the format needs is not installed.
     """
     rows.check()
-    quotes = "lenient"
-    if rows.format == "tsv" or (rows.format == "auto" and _suffix(path) in (".tsv", ".tab")):
-        quotes = "strict" if _has_strict_quotes(path, rows) else "none"
+    file, number = str(path), 0
     with SourceFile(path) as source:
-        file, number = str(path), 0
-        text = decoded(source.chunks(on_note), rows.encoding, file, on_note)
-        head = _head(text)
-        records = _records(itertools.chain([head], text), head, path, rows, on_note, quotes)
+        kind = table_kind(source)
+        records, why = _table(source, kind, rows, on_note) if kind else _text(source, rows, on_note)
         for line, fields in itertools.islice(records, rows.limit):
             number += 1
             yield Row(fields, file, line, number)
         source.check_unchanged()
     if not number:
-        raise InputError(file, f"0 records: {_why_none(head)}", fix="give a file that holds records")
+        raise InputError(file, f"0 records: {why}", fix="give a file that holds records")
+
+
+def _table(source: SourceFile, kind: str, rows: RowsConfig, on_note: Note) -> tuple[Iterator[Record], str]:
+    """The records of a Parquet or Arrow file, and what to say if there are none."""
+    unset = RowsConfig()
+    for name in ("format", "delimiter", "names", "encoding"):
+        if (value := getattr(rows, name)) != getattr(unset, name):
+            raise InputError(
+                f"--rows.{name}", f"has no meaning for {source.path}, which is {kind}", value, "leave it out"
+            )
+    fields = read_table(source.file, str(source.path), kind, on_note)
+    return zip(itertools.repeat(NO_LINE), fields, strict=False), "the table has no rows"
+
+
+def _text(source: SourceFile, rows: RowsConfig, on_note: Note) -> tuple[Iterator[Record], str]:
+    """The records of a text file, and what to say if there are none."""
+    path, quotes = source.path, "lenient"
+    if rows.format == "tsv" or (rows.format == "auto" and suffix_of(path) in (".tsv", ".tab")):
+        quotes = "strict" if _has_strict_quotes(path, rows) else "none"
+    text = decoded(source.chunks(on_note), rows.encoding, str(path), on_note)
+    head = _head(text)
+    records = _records(itertools.chain([head], text), head, path, rows, on_note, quotes)
     if quotes == "none":
-        on_note(f'{file}: quotes (") are read as plain text, as they do not enclose whole fields')
+        plain = f'{path}: quotes (") are read as plain text, as they do not enclose whole fields'
+        records = _saying(plain, records, on_note)
+    return records, _why_none(head)
+
+
+def _saying(line: str, records: Iterator[Record], on_note: Note) -> Iterator[Record]:
+    """Pass records on, and say `line` with the first one."""
+    for count, record in enumerate(records):
+        if not count:
+            on_note(line)
+        yield record
 
 
 def _head(text: Iterator[str]) -> str:
@@ -112,19 +135,17 @@ def _why_none(head: str) -> str:
     return "the array is empty" if head.lstrip().startswith("[") else "only a header line"
 
 
-def _suffix(path: Path) -> str:
-    """The ending that tells the format, without .gz or .xz."""
-    return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
-
-
 def _format(path: Path, rows: RowsConfig, first: str, on_note: Note) -> str:
     """Return 'array', 'objects', 'lines', 'csv', 'tsv' or 'txt', by the settings, the name and the first character."""
-    named = _FORMATS.get(_suffix(path), "")
+    named = FORMATS.get(suffix_of(path), "")
     kind = rows.format if rows.format != "auto" else named
     if rows.delimiter is not None and kind not in ("csv", "tsv"):
         if rows.format != "auto" or named in ("json", "jsonl"):
             raise InputError("--rows.delimiter", f"has no meaning for {path}, read as {kind}", fix="leave it out")
         kind = "csv"
+    if rows.names is not None and kind not in ("csv", "tsv"):
+        fix = "--rows.format csv (or tsv), or leave it out"
+        raise InputError("--rows.names", f"has no meaning for {path}, read as {kind or 'JSON'}", rows.names, fix)
     if kind in ("csv", "tsv", "txt"):
         return kind
     if not kind and first not in ("[", "{"):
@@ -162,7 +183,8 @@ def _records(
     delimiter = (rows.delimiter or ("\t" if kind == "tsv" else ",")).replace("\\t", "\t")
     if delimiter in '"\r\n':
         raise InputError("--rows.delimiter", "cannot be a quote or a line end", delimiter)
-    return read_delimited(numbered_lines(text, file), file, delimiter, on_note, quotes=quotes)
+    lines = numbered_lines(text, file)
+    return read_delimited(lines, file, delimiter, on_note, quotes=quotes, names=rows.column_names)
 
 
 def _refuse_wrapper(records: Iterator[Record], file: str) -> Iterator[Record]:
@@ -203,62 +225,12 @@ def _has_strict_quotes(path: Path, rows: RowsConfig) -> bool:
         with SourceFile(path) as source:
             lines = numbered_lines(decoded(source.chunks(_silent), rows.encoding, "", _silent), "")
             delimiter = (rows.delimiter or "\t").replace("\\t", "\t")
-            records = read_delimited(lines, "", delimiter, _silent, quotes="strict")
+            records = read_delimited(lines, "", delimiter, _silent, quotes="strict", names=rows.column_names)
             for _ in itertools.islice(records, rows.limit):
                 pass
     except InputError:
         return False
     return True
-
-
-def find_files(path: Path) -> dict[str, list[Path]]:
-    """Return the data files at `path`, by split.
-
-    A file is {"train": [file]}. A folder with train.*, validation.* (valid, val, dev) or test.* gives those; a folder
-    of .txt documents gives {"all": [...]} in name order. A pattern with * or ? gives all its matches as "train".
-
-    Raises:
-        InputError: nothing there, nothing suitable (says what was looked for), or two files for one split.
-        EnvironmentFault: no permission to list the folder.
-    """
-    try:
-        if path.is_dir():
-            return _in_folder(path)
-        os.stat(path)
-    except FileNotFoundError as error:
-        if not glob.has_magic(str(path)):
-            raise missing(path) from error
-        matches = [Path(name) for name in sorted(glob.glob(str(path)))]  # noqa: PTH207 - Path.glob refuses absolute ones
-        if not matches:
-            raise InputError(str(path), f"no file matches (current folder: {Path.cwd()})", fix="check it") from error
-        return {"train": matches}
-    except (OSError, ValueError) as error:
-        raise fault(path, error) from error
-    return {"train": [path]}
-
-
-def _in_folder(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    names = sorted(item for item in folder.iterdir() if not item.name.startswith(".") and not item.is_dir())
-    data = [item for item in names if _suffix(item) in _FORMATS and _suffix(item) != ".md"]
-    for item in data:
-        split = _SPLIT_STEMS.get(item.name.split(".")[0].lower())
-        if split:
-            found.setdefault(split, []).append(item)
-    for split, items in found.items():
-        if len(items) > 1:
-            both = " and ".join(item.name for item in items[:2])
-            raise InputError(str(folder), f"two files for {split}: {both}", fix="keep one, or give one file")
-    if found:
-        return {split: found[split] for split in SPLITS if split in found}
-    if data and all(_suffix(item) == ".txt" for item in data):
-        return {"all": data}
-    refused = [item.name for item in names if _suffix(item) in _REFUSED]
-    fix = f"give the file: {data[0]}" if len(data) == 1 else "name the files so, or give one file"
-    if refused and not data:
-        fix = f"convert {refused[0]} to JSONL, one JSON object a line"
-    seen = ", ".join(item.name for item in names[:5]) or "no files"
-    raise InputError(str(folder), f"no data found in the folder; looked for {_LOOKED_FOR}, or only .txt", seen, fix)
 
 
 def read_all(paths: list[Path], rows: RowsConfig, on_note: Note = _silent) -> list[Row]:
@@ -272,4 +244,4 @@ def read_all(paths: list[Path], rows: RowsConfig, on_note: Note = _silent) -> li
     return found
 
 
-__all__ = ["SPLITS", "Note", "Row", "find_files", "kind_of", "place", "read_all", "read_rows"]
+__all__ = ["NO_LINE", "SPLITS", "Note", "Row", "find_files", "kind_of", "place", "read_all", "read_rows"]

@@ -23,7 +23,7 @@ MIN_RECORDS = 10
 
 _FLAG = "--rows.split"
 _EXAMPLE = "write fractions such as train:0.9,validation:0.1 or counts such as train:935,test:110,validation:55"
-_ROLES = ("prompt", "input", "completion", "text")
+_ROLES = ("prompt", "input", "completion", "text", "first", "second", "messages")
 
 
 class _HasFields(Protocol):
@@ -79,9 +79,10 @@ def _fraction(name: str, number: str) -> float:
 
 
 def content_key(fields: Mapping[str, str]) -> bytes:
-    """Return the canonical JSON of what is learned from a record: its prompt, input and answer, or its text.
+    """Return the canonical JSON of what is read in a record: prompt, input and answer, or its text or pair of texts.
 
-    Columns that play no part (an id, a category) do not count, so that two records that teach the same are equal.
+    Columns that play no part (an id, a category) do not count, so that two records that teach the same are equal; nor
+    does a class label, so that one text never stands on two sides under two labels.
     """
     taught = {role: fields[role] for role in _ROLES if fields.get(role)}
     return json.dumps(taught, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode("ascii")
@@ -89,13 +90,22 @@ def content_key(fields: Mapping[str, str]) -> bytes:
 
 def uniform(fields: Mapping[str, str], seed: int) -> float:
     """Return a number in [0, 1) that depends only on the record's content and the seed (SHA-256, 53 bits)."""
-    digest = hashlib.sha256(f"{seed}\n".encode("ascii") + content_key(fields)).digest()
+    return position(hashlib.sha256(f"{seed}\n".encode("ascii") + content_key(fields)).digest())
+
+
+def position(digest: bytes) -> float:
+    """Return the number in [0, 1) that the SHA-256 of the seed, a line feed and a content key stands for."""
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def assign(fields: Mapping[str, str], fractions: Mapping[str, float], seed: int) -> str:
     """Return the split of one record; `fractions` are laid on [0, 1) in the order train, validation, test."""
-    at, top, name = uniform(fields, seed), 0.0, ""
+    return side_of(uniform(fields, seed), fractions)
+
+
+def side_of(at: float, fractions: Mapping[str, float]) -> str:
+    """Return the split in whose share of [0, 1) the number `at` lies."""
+    top, name = 0.0, ""
     for name in (split for split in SPLITS if split in fractions):
         top += fractions[name]
         if at < top:

@@ -80,7 +80,13 @@ class Engine:
     """Generates with a key-value cache, several answers side by side."""
 
     def __init__(self, network: Network, tokenizer: Tokenizer, *, max_slots: int = 32) -> None:
-        """At most `max_slots` answers are computed at a time; it has no influence on what they are."""
+        """At most `max_slots` answers are computed at a time; it has no influence on what they are.
+
+        Raises:
+            InputError: the network is a classifier, which has no language head.
+        """
+        if network.config.labels:
+            raise InputError("model", "is a classifier, it does not write text", None, "use finetwo predict")
         self.network, self.tokenizer, self.max_slots = network, tokenizer, max_slots
         self.vocab = min(network.config.vocab_size, tokenizer.vocab_size)
 

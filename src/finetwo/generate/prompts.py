@@ -1,4 +1,4 @@
-"""Files of prompts: a text file holds one a line, a JSON, JSONL or CSV file one record each.
+"""Files of prompts: a text file holds one a line, a JSON, JSONL or CSV file one record or conversation each.
 
 It knows files and fields and no network. Its one invariant: every non-blank line or record gives one prompt, in order.
 """
@@ -6,6 +6,7 @@ It knows files and fields and no network. Its one invariant: every non-blank lin
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 from finetwo.core.config import RowsConfig
@@ -14,6 +15,7 @@ from finetwo.core.strict_json import parse_json
 from finetwo.data.opening import PACKED
 from finetwo.data.source import Row, read_rows
 from finetwo.generate.pipeline import Prompt, prompt_fields
+from finetwo.text.template import parse_turns
 
 _RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".tab")
 """Endings of files of records; every other name is that of a text."""
@@ -54,9 +56,21 @@ def _texts(whole: str, path: Path) -> list[Prompt]:
 
 
 def _prompt(row: Row) -> Prompt:
+    for name in ("messages", "conversations"):
+        turns = row.fields.get(name)
+        if isinstance(turns, list):
+            return _question(turns, f"{row.where}: the field '{name}'")
     texts = {k: v for k, v in row.fields.items() if isinstance(v, str)}
     if not texts:
         raise InputError(
             row.where, "the record has no text", sorted(row.fields), "give prompt, or instruction and input"
         )
     return prompt_fields({"prompt": texts["text"]} if list(texts) == ["text"] else texts)
+
+
+def _question(turns: list[object], where: str) -> Prompt:
+    """A conversation up to its last question; the answer that a record to be learned has after it is left out."""
+    last = turns[-1] if turns else None
+    answered = isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt")
+    found = parse_turns(turns[:-1] if answered else turns, where, answered=False)
+    return [asdict(turn) for turn in found]

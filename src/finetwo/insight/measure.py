@@ -7,27 +7,36 @@ training run gave.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from finetwo.core.config import RowsConfig, SamplingConfig, TrainConfig
 from finetwo.core.errors import InputError
-from finetwo.data.examples import Example, load_splits
+from finetwo.data.cache import Chunks
+from finetwo.data.examples import load_splits
 from finetwo.data.loader import Sequences
 from finetwo.data.sequences import Sequence
 from finetwo.generate.pipeline import Model
+from finetwo.insight.answers import Answering, AnswerOptions
+from finetwo.insight.classes import add_class_figures, add_comparison
+from finetwo.insight.figures import Figures
+from finetwo.insight.stride import Tokens, documents_of, exp, strided
+from finetwo.insight.wikitext import read_joined
 from finetwo.tasks.registry import find_task
+from finetwo.tasks.task import Task
 from finetwo.train.corpora import prepare_stream
-from finetwo.train.evaluate import byte_lengths, evaluate
+from finetwo.train.evaluate import byte_lengths, class_logits, evaluate
 from finetwo.train.prepare import detect_task, prepare_records
 from finetwo.train.templates import make_template
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What to measure on."""
+    """What to measure, and on what."""
 
     part: str = "all"
     rows: RowsConfig = field(default_factory=RowsConfig)
@@ -35,58 +44,145 @@ class MeasureOptions:
     max_length: int | None = None
     batch_size: int = 8
     answer_tokens: int = 0
-    """Answer each prompt with at most this many tokens and count exact matches; 0: do not."""
+    """Answer each prompt with at most this many tokens and score the answers as `answers` says; 0: do not."""
     seed: int = 0
+    """Of a split by fractions, of sampling and of the intervals."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    stride: int | None = None
+    """Plain text: score by a window that moves on by this many tokens; None: in chunks side by side, as in training."""
+    against: Model | None = None
+    """Another classifier to compare with on the same records."""
+    wikitext: bool = False
+    """Plain text: join the lines as Hugging Face's recipe for WikiText does."""
 
 
-def measure(model: Model, data: Path, options: MeasureOptions, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the figures of `model` on `data`, with the protocol they were taken by.
+@dataclass(frozen=True)
+class _Asked:
+    """A model, what it is measured on, and the settings that data is prepared by."""
 
-    Raises InputError for data that cannot be read or has no record in the asked part.
+    model: Model
+    data: Path
+    options: MeasureOptions
+    config: TrainConfig
+    length: int
+    say: Say
+
+    @property
+    def precision(self) -> str:
+        return str(self.model.network.head_weight.dtype).removeprefix("torch.")
+
+
+def measure(model: Model, data: Path, options: MeasureOptions, say: Say) -> dict[str, Any]:
+    """Return the figures of `model` on `data`, with the protocols they were taken by and their intervals.
+
+    Raises InputError for data that cannot be read, has no record in the asked part or is of another kind than an
+    option needs, and what `measure_answers` raises.
     """
     limit = model.network.config.n_positions
     length = options.max_length or limit
     if not 2 <= length <= limit:
         raise InputError("--max_length", f"must be from 2 to the model's context of {limit}", length)
-    whole = options.part == "all"
-    rows = replace(options.rows, split="train:1.0") if whole and options.rows.split is None else options.rows
+    rows = replace(options.rows, format="txt") if options.wikitext and options.rows.format == "auto" else options.rows
+    rows = replace(rows, split="train:1.0") if options.part == "all" and rows.split is None else rows
     config = TrainConfig(data=str(data), rows=rows, template=options.template, max_length=length, seed=options.seed)
+    asked = _Asked(model, data, options, config, length, say)
+    if model.network.config.labels:
+        return _measure_classes(asked)
     task = detect_task(config, data)
-    examples: list[Example] = []
-    if task.layout == "stream":
-        with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:
-            prepared = prepare_stream(data, find_task("style"), model.tokenizer, config, length, Path(folder), say)
-            figures = _losses(model, _chosen(prepared.splits(), options.part), options)
-    else:
-        loaded = load_splits(data, rows, options.seed, say)
-        known = sorted({k for e in loaded.splits["train"][:1] for k in e.fields if k != "completion"})
-        template = make_template(task, options.template, model.template, loaded.columns, known)
-        assert template is not None
-        prepared = prepare_records(loaded, task, template, model.tokenizer, config, length, say)
-        figures = _losses(model, _chosen(prepared.splits(), options.part), options)
-        parts = loaded.splits if whole else {options.part: loaded.splits[options.part]}
-        examples = [example for part in parts.values() for example in part]
-        if options.answer_tokens:
-            figures |= _exact_match(replace(model, template=template), examples, options.answer_tokens)
-    unit = "chunks" if task.layout == "stream" else "records"
-    figures["protocol"] = (
-        f"{unit} of at most {length} tokens, part {options.part}, sum of losses / sum of tokens, float32"
-    )
-    return figures
+    if task.head == "classes":
+        fix = "take a tuned classifier, or name the columns of its texts: --rows.columns.text NAME"
+        raise InputError(str(data), "holds classes, and the model is a language model", model.name, fix)
+    return _measure_texts(asked) if task.layout == "stream" else _measure_records(asked, task)
+
+
+def _measure_records(asked: _Asked, task: Task) -> dict[str, Any]:
+    """Records with a prompt: losses, and figures of the answers if asked."""
+    options, model = asked.options, asked.model
+    for name, given in (("--stride", options.stride), ("--wikitext", options.wikitext)):
+        if given:
+            raise InputError(
+                name, "is for plain text, and these are records with answers", str(asked.data), "leave it out"
+            )
+    answering = _answering(options, asked.say)
+    loaded = load_splits(asked.data, asked.config.rows, options.seed, asked.say)
+    known = sorted({k for e in loaded.splits["train"][:1] for k in e.fields if k != "completion"})
+    template = make_template(task, options.template, model.template, loaded.columns, known)
+    assert template is not None
+    prepared = prepare_records(loaded, task, template, model.tokenizer, asked.config, asked.length, asked.say)
+    figures = Figures()
+    protocol = _add_losses(figures, asked, _chosen(prepared.splits(), options.part), "records")
+    if answering is not None:
+        examples = [e for name, part in loaded.splits.items() if options.part in ("all", name) for e in part]
+        figures.join(answering.measure(replace(model, template=template), examples))
+    return figures.to_dict(protocol)
+
+
+def _measure_classes(asked: _Asked) -> dict[str, Any]:
+    """Texts or pairs with a class: how often the classifier is right, and how well it knows."""
+    options, model = asked.options, asked.model
+    idle = {"--stride": options.stride, "--wikitext": options.wikitext, "--exact_match": options.answer_tokens}
+    for name, given in idle.items():
+        if given:
+            raise InputError(name, "is for language models, and this is a classifier", model.name, "leave it out")
+    task = find_task(model.task or "classify")
+    loaded = load_splits(asked.data, asked.config.rows, options.seed, asked.say, task.kind, model.network.config.labels)
+    length = min(asked.length, options.max_length or model.max_length or asked.length)
+    prepared = prepare_records(loaded, task, None, model.tokenizer, asked.config, length, asked.say)
+    data = _chosen(prepared.splits(), options.part)
+    against = [model, *([options.against] if options.against is not None else [])]
+    told = [found for m in against if (found := class_logits(m.network, data, options.batch_size)) is not None]
+    protocol = f"part {options.part}, documents of at most {length} tokens, {asked.precision}"
+    figures = Figures()
+    tables = add_class_figures(figures, told[0], model, protocol, options.seed)
+    if options.against is not None:
+        add_comparison(figures, told, (model, options.against))
+    return figures.to_dict(protocol) | tables
+
+
+def _answering(options: MeasureOptions, say: Say) -> Answering | None:
+    """What to do with answers, if prompts are to be answered."""
+    if not options.answer_tokens:
+        return None
+    how = options.answers
+    sampling = SamplingConfig(options.answer_tokens, how.temperature, how.top_k, how.top_p, seed=options.seed)
+    return Answering(how, sampling, options.batch_size, say)
+
+
+def _measure_texts(asked: _Asked) -> dict[str, Any]:
+    """Plain text: losses in chunks as training has them, or by a sliding window."""
+    options, tokenizer = asked.options, asked.model.tokenizer
+    if options.answer_tokens:
+        fix = "leave out what needs answers, or name the columns: --rows.columns.prompt, --rows.columns.completion"
+        raise InputError(str(asked.data), "plain text has no prompts to answer", None, fix)
+    if options.stride is not None and not 1 <= options.stride <= asked.length:
+        raise InputError("--stride", f"must be from 1 to the window of {asked.length} tokens", options.stride)
+    rows, task, figures = asked.config.rows, find_task("style"), Figures()
+    data = read_joined(asked.data, rows, asked.say) if options.wikitext else asked.data
+    with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:
+        prepared = prepare_stream(data, task, tokenizer, asked.config, asked.length, Path(folder), asked.say)
+        splits = prepared.splits()
+        if options.stride is None:
+            protocol = _add_losses(figures, asked, _chosen(splits, options.part), "chunks")
+        else:
+            protocol = _add_strided(figures, asked, options.stride, _documents(splits, options.part, tokenizer.eot))
+    return figures.to_dict(protocol)
 
 
 class _Joined:
     """Several sets one after the other."""
 
     def __init__(self, sets: list[Sequences]) -> None:
-        self._places = [(data, i) for data in sets for i in range(len(data))]
+        self._sets = sets
 
     def __len__(self) -> int:
-        return len(self._places)
+        return sum(map(len, self._sets))
 
     def get(self, index: int, epoch: int) -> Sequence:
-        data, place = self._places[index]
-        return data.get(place, epoch)
+        for data in self._sets:
+            if index < len(data):
+                return data.get(index, epoch)
+            index -= len(data)
+        raise IndexError(index)
 
 
 def _chosen(splits: dict[str, Sequences], part: str) -> Sequences:
@@ -97,16 +193,47 @@ def _chosen(splits: dict[str, Sequences], part: str) -> Sequences:
     return found
 
 
-def _losses(model: Model, data: Sequences, options: MeasureOptions) -> dict[str, Any]:
-    found = evaluate(model.network, data, options.batch_size, byte_lengths=byte_lengths(model.tokenizer))
+def _documents(splits: dict[str, Sequences], part: str, eot: int) -> Iterator[Tokens]:
+    """The documents of the asked part."""
+    _chosen(splits, part)
+    for name, chunks in splits.items():
+        if part in ("all", name):
+            assert isinstance(chunks, Chunks)
+            yield from documents_of(chunks.corpus.tokens, eot)
+
+
+def _add_losses(figures: Figures, asked: _Asked, data: Sequences, unit: str) -> str:
+    """Add the losses that training takes; return their protocol."""
+    model, part = asked.model, asked.options.part
+    found = evaluate(model.network, data, asked.options.batch_size, byte_lengths=byte_lengths(model.tokenizer))
     assert found is not None
-    return {**found.to_dict(), "perplexity": found.perplexity}
+    protocol = f"{unit} of at most {asked.length} tokens, part {part}, sum of losses / sum of tokens, {asked.precision}"
+    every = f"all tokens, nats a token; {protocol}"
+    learned = f"answers and their ends, nats a token; {protocol}" if unit == "records" else every
+    figures.add({"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}, learned)
+    same = {"loss_all": found.loss_all, "perplexity_all": exp(found.loss_all), "tokens_all": found.tokens_all}
+    figures.add(same, every)
+    figures.add({"bits_per_byte": found.bits_per_byte}, f"all tokens, per UTF-8 byte of their text; {protocol}")
+    figures.add({"records": found.records}, f"{unit} measured")
+    return protocol
 
 
-def _exact_match(model: Model, examples: list[Example], answer_tokens: int) -> dict[str, Any]:
-    """Share of greedy answers equal to the reference, blanks at the ends ignored, and share that ended by itself."""
-    answers = model.answers([e.fields for e in examples], SamplingConfig(max_new_tokens=answer_tokens))
-    right = sum(a.texts[0].strip() == e.fields["completion"].strip() for a, e in zip(answers, examples, strict=True))
-    ended = sum(a.finish_reasons[0] == "stop" for a in answers)
-    count = max(1, len(examples))
-    return {"exact_match": right / count, "stop_rate": ended / count}
+def _add_strided(figures: Figures, asked: _Asked, stride: int, documents: Iterator[Tokens]) -> str:
+    """Add perplexity by a sliding window; return its protocol."""
+    model, options = asked.model, asked.options
+    found = strided(model.network, documents, model.tokenizer, asked.length, stride, options.batch_size)
+    if not found.tokens:
+        raise InputError(str(asked.data), "no token has one before it to be told from", None, "give a longer text")
+    text = "lines joined as Hugging Face's WikiText recipe does" if options.wikitext else "text as it stands"
+    protocol = (
+        f"window {asked.length}, stride {stride}, {text}, part {options.part}, each token scored once but for "
+        f"{found.unscored:,} without context, sum of losses / sum of tokens, {asked.precision}"
+    )
+    every = f"all tokens, nats a token; {protocol}"
+    figures.add({"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}, every)
+    figures.add({"loss_all": found.loss, "perplexity_all": found.perplexity, "tokens_all": found.tokens}, every)
+    words = {"word_perplexity": found.word_perplexity, "words": found.words}
+    figures.add(words, f"exp(sum of losses / words between white space); {protocol}")
+    figures.add({"bits_per_byte": found.bits_per_byte}, f"per UTF-8 byte of the scored tokens' text; {protocol}")
+    figures.add({"records": found.documents, "windows": found.windows}, "documents and windows measured")
+    return protocol

@@ -24,6 +24,12 @@ def activate(name: str, x: Tensor) -> Tensor:
     return gelu(x, approximate="none" if name == "gelu" else "tanh")
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding whose weights are not drawn: drawing on the meta device would import half of torch's compiler."""
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+    return table
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with fused query, key and value."""
 
@@ -84,8 +90,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = _embedding(config.vocab_size, config.n_embd)
+        self.wpe = _embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.dropout = 0.0

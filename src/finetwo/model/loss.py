@@ -1,7 +1,8 @@
 """The one loss: summed cross-entropy of the head at the positions where a target stands.
 
-`sum of CE(head(hidden[keep]), targets[keep])`, to be divided by the global count of kept targets by whoever knows
-it. The head runs on kept positions only, in chunks, so that logits of a whole batch never exist at once.
+`sum of w * CE(head(features), targets)`, with w = 1 unless classes are weighted, to be divided by the global sum of w
+over kept targets by whoever knows it. The head runs on kept positions only, in chunks, so that logits of a whole batch
+never exist at once.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ IGNORE = -100
 _CHUNK_BYTES = 32 * 1024 * 1024
 
 
-def summed_loss(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, int]:
-    """Return (sum of the losses as a float32 scalar, number of kept targets).
+def kept(targets: Tensor) -> Tensor:
+    """Return the places (K,) of the targets that carry loss, in the flattened `targets` (B, T)."""
+    return torch.nonzero(targets.reshape(-1) != IGNORE).squeeze(1)
 
-    hidden (B, T, D); targets (B, T) int64, IGNORE where nothing is learned; weight (V, D), the head's matrix.
+
+def summed_loss(features: Tensor, targets: Tensor, weight: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return the (weighted) sum of the losses, a float32 scalar.
+
+    features (K, D) at the kept positions; targets (K,) int64; weight (V, D), the head's matrix; class_weights (V,).
     """
-    flat = targets.reshape(-1)
-    keep = torch.nonzero(flat != IGNORE).squeeze(1)
-    if keep.numel() == 0:
-        return hidden.sum() * 0.0, 0
-    kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, keep)
-    total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        kept, weight, flat.index_select(0, keep)
-    )
-    return total, keep.numel()
+    if features.shape[0] == 0:
+        return features.sum().float()
+    rows = None if class_weights is None else class_weights.to(features.device, torch.float32)[targets]
+    total: Tensor = LinearCrossEntropy.apply(features, weight, targets, rows)  # type: ignore[no-untyped-call]
+    return total
 
 
 def token_losses(hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -55,8 +57,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum, a float32 scalar, for hidden (N, D), weight (V, D) and targets (N,) int64."""
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """Return the sum, a float32 scalar, for hidden (N, D), weight (V, D), targets and row_weights (N,)."""
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dtype = (
             torch.get_autocast_dtype(hidden.device.type)
@@ -77,11 +79,14 @@ class LinearCrossEntropy(torch.autograd.Function):
                 picked = logits[at] - top.squeeze(1)
                 p = logits.sub_(top).exp_()
                 mass = p.sum(dim=1, keepdim=True)
-                total += (mass.squeeze(1).log() - picked).sum()
+                losses = mass.squeeze(1).log() - picked
+                total += losses.sum() if row_weights is None else (losses * row_weights[rows]).sum()
                 if grad_hidden is None and grad_weight is None:
                     continue
                 p.div_(mass)
                 p[at] -= 1.0
+                if row_weights is not None:
+                    p.mul_(row_weights[rows].unsqueeze(1))
                 g = p.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[rows] = g @ w
@@ -92,12 +97,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Scale the stored gradients by the upstream scalar."""
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         return (
             None if grad_hidden is None else grad_hidden * scale,
             None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
+            None,
             None,
         )

@@ -6,29 +6,35 @@ of a Hugging Face checkpoint, the tied head counted once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from finetwo.core.config import LoraConfig
 from finetwo.core.errors import InputError
 from finetwo.model.attend import Attend, Causal
-from finetwo.model.config import GPT2Config
+from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.gpt2 import GPT2
+from finetwo.model.head import Score, features
 from finetwo.model.lora import add_lora, freeze_all_but_lora, lora_config
-from finetwo.model.loss import summed_loss
+from finetwo.model.loss import kept, summed_loss
 
 _IGNORED = ("attn.bias", "attn.masked_bias")  # causal-mask buffers of old checkpoints
 
 
 class Network(nn.Module):
-    """GPT-2 with its tied language head."""
+    """GPT-2 with its tied language head, or with a linear head over the classes of `config.labels`."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
         self.transformer = GPT2(config)
+        self.score = Score(len(config.labels), config.n_embd) if config.labels else None
+        self.head_dropout = 0.0
+        """Probability on what a classifier's head reads; in force only while `training`."""
         self.lora: LoraConfig | None = None
         """The adapter's resolved settings, when one is in place."""
 
@@ -37,12 +43,26 @@ class Network(nn.Module):
         """Return a network with freshly drawn weights."""
         network = cls(config)
         network.transformer.initialise(seed)
+        if network.score is not None:
+            network.add_classes(config.labels, config.pooling, seed)
         return network
 
     @property
     def head_weight(self) -> Tensor:
-        """The head's matrix (V, D): the token embedding itself."""
-        return self.transformer.wte.weight
+        """The head's matrix: the token embedding itself (V, D), or a classifier's own (C, D)."""
+        return self.transformer.wte.weight if self.score is None else self.score.weight
+
+    @torch.no_grad()
+    def add_classes(self, labels: Sequence[str], pooling: Pooling = "last", seed: int = 0) -> None:
+        """Put a fresh linear head over `labels` in the language head's place, or in another classifier's."""
+        self.config = replace(self.config, labels=tuple(labels), pooling=pooling)
+        wte = self.transformer.wte.weight
+        self.score = Score(len(labels), self.config.n_embd).to(wte.device, wte.dtype)
+        fresh = torch.empty(self.score.weight.shape).normal_(
+            0.0, self.config.initializer_range, generator=torch.Generator().manual_seed(seed)
+        )
+        self.score.weight.copy_(fresh)
+        self.score.train(self.training)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T); positions default to 0..T-1 in each row."""
@@ -56,9 +76,23 @@ class Network(nn.Module):
         hidden: Tensor = self.transformer(tokens, positions, attend or Causal())
         return hidden
 
-    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> tuple[Tensor, int]:
-        """Return (summed loss, number of kept targets) of a batch; all arguments (B, T)."""
-        return summed_loss(self.hidden(tokens, positions, attend), targets, self.head_weight)
+    def loss(
+        self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend, class_weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the summed loss of a batch, float32; tokens, positions and targets (B, T), class_weights (C,)."""
+        keep = kept(targets)
+        read = self._read(self.hidden(tokens, positions, attend), positions, keep)
+        if self.training and self.head_dropout:
+            read = dropout(read, self.head_dropout)
+        return summed_loss(read, targets.reshape(-1).index_select(0, keep), self.head_weight, class_weights)
+
+    def class_logits(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> Tensor:
+        """Return a classifier's logits (K, C) float32, one row for each target that is not IGNORE, in order."""
+        read = self._read(self.hidden(tokens, positions, attend), positions, kept(targets))
+        return (read @ self.head_weight.t().to(read.dtype)).float()
+
+    def _read(self, hidden: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
+        return features(self.config.pooling if self.score is not None else "last", hidden, positions, keep)
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
         """Place adapters (see `LoraConfig` for the settings); return how many linears carry one."""
@@ -68,16 +102,18 @@ class Network(nn.Module):
         return count
 
     def freeze_all_but_lora(self) -> None:
-        """Let only adapter parameters learn."""
+        """Let only adapter parameters learn, and a classifier's head."""
         freeze_all_but_lora(self)
+        if self.score is not None:
+            self.score.requires_grad_(True)
 
     def state(self) -> dict[str, Tensor]:
         """Base weights by Hugging Face name, adapters left out."""
         return {n: p.detach() for n, p in self.named_parameters() if ".adapter." not in n}
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Adapter weights by their name in this network."""
-        return {n: p.detach() for n, p in self.named_parameters() if ".adapter." in n}
+        """Adapter weights by their name in this network; a classifier's head belongs to them."""
+        return {n: p.detach() for n, p in self.named_parameters() if ".adapter." in n or n.startswith("score.")}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -134,7 +170,7 @@ def _canonical(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name.endswith(_IGNORED) and ".attn." in f".{name}" and not name.endswith(("c_attn.bias", "c_proj.bias")):
             continue
-        full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        full = name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"
         if full in found:
             raise InputError(where, f"tensor {full} stands twice, with and without its prefix", name)
         found[full] = tensor

@@ -51,12 +51,21 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    loader = "transformers.GPT2LMHeadModel.from_pretrained(FOLDER)"
-    if opened.network.config.post_norm:
-        loader = "finetwo (no other tool knows post-norm)"
-    if kind == "adapter":
-        loader = "peft.PeftModel.from_pretrained(base, FOLDER)"
-    return [*said, f"{kind} written to {out}; load it with {loader}"]
+    return [*said, f"{kind} written to {out}; load it with {_loader(opened, kind)}"]
+
+
+def _loader(opened: Opened, kind: str) -> str:
+    """What loads an exported model with the same logits."""
+    config = opened.network.config
+    if config.post_norm or (config.labels and config.pooling != "last"):
+        what = "post-norm" if config.post_norm else "a head over the mean of a text"
+        return f"finetwo (no other tool knows {what})"
+    name = "GPT2ForSequenceClassification" if config.labels else "GPT2LMHeadModel"
+    between = "; between the texts of a pair goes the end-of-text token" if opened.extras.task == "entail" else ""
+    if kind != "adapter":
+        return f"transformers.{name}.from_pretrained(FOLDER){between}"
+    count = f", num_labels={len(config.labels)}" if config.labels else ""
+    return f"peft.PeftModel.from_pretrained(transformers.{name}.from_pretrained(BASE{count}), FOLDER){between}"
 
 
 @torch.no_grad()
@@ -79,7 +88,8 @@ def _whole(opened: Opened, folder: Path, kind: str, dtype: torch.dtype) -> list[
         return []
     difference = (after - before).abs()
     agree = (after.argmax(-1) == before.argmax(-1)).float().mean()
+    unit = "class" if network.config.labels else "token"
     return [
         f"logits changed by at most {float(difference.max()):.2e} (mean {float(difference.mean()):.2e}); "
-        f"same likeliest token at {float(agree):.1%} of {probe.numel()} positions"
+        f"same likeliest {unit} at {float(agree):.1%} of {probe.numel()} positions"
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetwo.core.errors import InputError
 from finetwo.core.files import read_json, write_json
-from finetwo.model.config import GPT2Config
+from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.network import Network
 from finetwo.store.tensors import read_header, read_tensors, write_tensors
 from finetwo.text.template import Template
@@ -40,15 +40,30 @@ class Extras:
     """For an adapter: the content hash of its base's weights."""
     generation: dict[str, Any] = field(default_factory=dict)
     """What generation_config.json held besides the ids; kept for other tools, FineTwo samples as it is told."""
+    temperature: float = 1.0
+    """For a classifier: the divisor of its logits that calibrates its probabilities."""
+    max_length: int | None = None
+    """For a classifier: the longest document it was trained on, in tokens."""
+    labels: tuple[str, ...] = ()
+    """For a classifier's adapter: the names of the classes (a whole model has them in config.json)."""
+    pooling: Pooling = "last"
+    """For a classifier's adapter: what its head reads."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""
+        classifier: dict[str, Any] = {
+            "temperature": self.temperature if self.max_length is not None else None,
+            "max_length": self.max_length,
+            "labels": list(self.labels) or None,
+            "pooling": self.pooling if self.labels else None,
+        }
         return {
             "format": 1,
             "task": self.task,
             "template": self.template.to_dict() if self.template else None,
             "base": self.base,
             "base_sha256": self.base_sha256,
+            **{key: value for key, value in classifier.items() if value is not None},
         }
 
 
@@ -74,7 +89,23 @@ def read_extras(folder: Path) -> Extras:
         content.get("base"),
         content.get("base_sha256"),
         generation,
+        *_classifier_extras(content, path),
     )
+
+
+def _classifier_extras(content: Mapping[str, Any], path: Path) -> tuple[float, int | None, tuple[str, ...], Pooling]:
+    """Temperature, longest document, class names and pooling; InputError for what they cannot be."""
+    temperature, length, labels = content.get("temperature", 1.0), content.get("max_length"), content.get("labels", [])
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < 1e3:
+        raise InputError(str(path), "temperature must be a number above 0", temperature)
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
+        raise InputError(str(path), "max_length must be an integer >= 1", length)
+    if not isinstance(labels, list) or not all(isinstance(n, str) for n in labels) or len(set(labels)) != len(labels):
+        raise InputError(str(path), "labels must be a list of different texts", labels)
+    pooling = content.get("pooling", "last")
+    if pooling not in ("last", "mean"):
+        raise InputError(str(path), "pooling must be last or mean", pooling)
+    return float(temperature), length, tuple(labels), pooling
 
 
 def _generation(path: Path) -> dict[str, Any]:
@@ -181,6 +212,16 @@ def load_tokenizer(folder: Path, config: GPT2Config) -> Tokenizer:
     return tokenizer
 
 
+def save_tokenizer(folder: Path, tokenizer: Tokenizer, config: GPT2Config) -> None:
+    """Write the tokenizer files; a classifier's name a padding token, which other tools need to take several texts."""
+    tokenizer.save(folder)
+    if config.labels:
+        path = folder / "tokenizer_config.json"
+        settings = read_json(path)
+        assert isinstance(settings, dict)
+        write_json(path, settings | {"pad_token": settings["eos_token"], "padding_side": "right"})
+
+
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over sorted (name, shape, float32 bytes), as hex: equal weights give equal digests in any file layout."""
     digest = hashlib.sha256()
@@ -190,6 +231,11 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(tensor.numpy().data.cast("B"))
     return digest.hexdigest()
+
+
+def base_digest(network: Network) -> str:
+    """Digest of the weights under an adapter: of the trunk, as a classifier's head belongs to its adapter."""
+    return state_digest({n: t for n, t in network.state().items() if n.startswith("transformer.")})
 
 
 def save_model(
@@ -204,9 +250,11 @@ def save_model(
         "eos_token_id": tokenizer.eot,
         "bos_token_id": tokenizer.eot,
     }
+    if network.config.labels:
+        config["pad_token_id"] = tokenizer.eot
     write_json(folder / "config.json", config)
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
     write_json(folder / "generation_config.json", extras.generation | ends)
-    tokenizer.save(folder)
+    save_tokenizer(folder, tokenizer, network.config)
     write_json(folder / EXTRAS, extras.to_dict())
     write_tensors(folder / "model.safetensors", state, {"format": "pt"})

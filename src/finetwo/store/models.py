@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetwo.core.errors import InputError
 from finetwo.model.network import Network
-from finetwo.store.folder import Extras, load_network, load_tokenizer, read_extras, state_digest
+from finetwo.store.folder import Extras, base_digest, load_network, load_tokenizer, read_extras
 from finetwo.store.hub import resolve
 from finetwo.store.peft import CONFIG as ADAPTER_CONFIG
 from finetwo.store.peft import load_adapter, read_adapter_config
@@ -73,7 +73,7 @@ def open_model(name: str, base: str | None = None, revision: str | None = None) 
         )
     network = load_network(base_folder)
     if extras.base_sha256 is not None:
-        found = state_digest(network.state())
+        found = base_digest(network)
         if found != extras.base_sha256:
             raise InputError(
                 str(folder),

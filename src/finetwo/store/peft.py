@@ -7,6 +7,7 @@ logits it gives under PEFT, and one that would not is refused by name.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ from finetwo.core.errors import InputError
 from finetwo.core.files import read_json, write_json
 from finetwo.model.lora import LoraAdapter, find_targets, linears
 from finetwo.model.network import Network
-from finetwo.store.folder import EXTRAS, Extras
+from finetwo.store.folder import EXTRAS, Extras, read_extras, save_tokenizer
 from finetwo.store.tensors import read_header, read_tensors, write_tensors
 from finetwo.text.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_HEADS = ("score", "classifier")  # what PEFT saves of a classifier besides its adapter, by its usual names
 # Settings of PEFT that change the arithmetic and are not implemented, with the values that mean "off".
 _OFF: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
     "lora_bias": (False, None),
-    "modules_to_save": (None, []),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
     "layer_replication": (None, []),
@@ -61,10 +62,11 @@ def save_adapter(folder: Path, network: Network, tokenizer: Tokenizer, extras: E
         raise InputError(
             "--to adapter", "the model has no adapter", None, "tune with --lora.rank 8, or export with --to hf"
         )
+    labels = network.config.labels
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if labels else "CAUSAL_LM",
         "base_model_name_or_path": extras.base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -74,15 +76,15 @@ def save_adapter(folder: Path, network: Network, tokenizer: Tokenizer, extras: E
         "fan_in_fan_out": True,
         "bias": "none",
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": ["score"] if labels else None,
         "init_lora_weights": True,
     }
     if isinstance(lora.alpha, float) and lora.alpha == int(lora.alpha):
         config["lora_alpha"] = int(lora.alpha)
     tensors = {_PREFIX + n.replace(".adapter.", "."): t.to("cpu") for n, t in network.adapter_state().items()}
     write_json(folder / CONFIG, config)
-    tokenizer.save(folder)
-    write_json(folder / EXTRAS, extras.to_dict())
+    save_tokenizer(folder, tokenizer, network.config)
+    write_json(folder / EXTRAS, replace(extras, labels=labels, pooling=network.config.pooling).to_dict())
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
@@ -101,6 +103,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 content[key],
                 "merge the adapter with PEFT and load the merged model",
             )
+    saved = content.get("modules_to_save")
+    if saved is not None and not (isinstance(saved, list) and all(n in _HEADS for n in saved)):
+        fix = "merge the adapter with PEFT and load the merged model"
+        raise InputError(str(path), "modules_to_save is not supported", saved, fix)
     rank, alpha = content.get("r"), content.get("lora_alpha", 8)
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= 1024:
         raise InputError(str(path), "r must be an integer from 1 to 1024", rank)
@@ -149,7 +155,9 @@ def load_adapter(folder: Path, network: Network) -> None:
         raise InputError(
             str(folder), what, None, "save the adapter again with PEFT: save_pretrained writes safetensors"
         )
-    modules = _by_module(path, read_tensors(path))
+    tensors = read_tensors(path)
+    head = next((tensors.pop(n) for n in list(tensors) if n.removeprefix(_PREFIX) == "score.weight"), None)
+    modules = _by_module(path, tensors)
     known = linears(network)
     unknown = [m for m in modules if m not in known]
     if unknown or not modules:
@@ -170,12 +178,32 @@ def load_adapter(folder: Path, network: Network) -> None:
     for module, parts in modules.items():
         _check_shapes(path, module, parts, rank, (known[module].in_features, known[module].out_features))
     network.add_lora(lora)
+    if head is not None:
+        _place_head(path, network, head)
     with torch.no_grad():
         for module, parts in modules.items():
             adapter = known[module].adapter
             assert isinstance(adapter, LoraAdapter)
             adapter.lora_A.weight.copy_(parts["lora_A"])
             adapter.lora_B.weight.copy_(parts["lora_B"])
+
+
+@torch.no_grad()
+def _place_head(path: Path, network: Network, head: Tensor) -> None:
+    """Put the classifier head that an adapter brings along on the network, with the names its folder has for it."""
+    extras = read_extras(path.parent)
+    if head.ndim != 2 or head.shape[1] != network.config.n_embd or not head.is_floating_point():
+        got = f"{list(head.shape)} {head.dtype}"
+        raise InputError(str(path), f"score.weight must have shape [classes, {network.config.n_embd}]", got)
+    if not torch.isfinite(head).all():
+        raise InputError(str(path), "score.weight holds NaN or infinite values", None, "the file is damaged")
+    labels = next(
+        (names for names in (extras.labels, network.config.labels) if len(names) == head.shape[0]),
+        tuple(f"LABEL_{i}" for i in range(head.shape[0])),
+    )
+    network.add_classes(labels, extras.pooling)
+    assert network.score is not None
+    network.score.weight.copy_(head)
 
 
 def _check_shapes(path: Path, module: str, parts: dict[str, Tensor], rank: int, features: tuple[int, int]) -> None:

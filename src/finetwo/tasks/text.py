@@ -7,12 +7,27 @@ from finetwo.tasks.task import Fields, Task, register
 from finetwo.text.template import Template
 
 
-def write(fields: Fields, template: Template) -> list[Segment]:
+def write(fields: Fields, template: Template | None) -> list[Segment]:
     """The whole text closed by end-of-text."""
     return [Segment(fields["text"], learn=True, end=True)]
 
 
-STYLE = register(Task("style", "text", "stream", False, None, write, "write like the given texts: loss on every token"))
+STYLE = register(
+    Task(
+        name="style",
+        kind="text",
+        layout="stream",
+        write=write,
+        about="write like the given texts: loss on every token",
+    )
+)
 PRETRAIN = register(
-    Task("pretrain", "text", "stream", True, None, write, "train a network from fresh weights on plain text")
+    Task(
+        name="pretrain",
+        kind="text",
+        layout="stream",
+        write=write,
+        about="train a network from fresh weights on plain text",
+        fresh=True,
+    )
 )

@@ -1,4 +1,4 @@
-"""Prompt templates: how the fields of a record become the text that the model reads before it answers.
+"""Prompt templates: how a record, or a conversation turn by turn, becomes the text that is read before an answer.
 
 The same `prompt()` writes the training prompt and the serving prompt, so the two cannot drift; a template knows
 nothing of tokens. Its one invariant: `Template.from_dict(t.to_dict())` writes the same prompts as `t`.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from finetwo.core.errors import InputError
+from finetwo.core.strict_json import parse_json
 
 # The two preambles of Stanford Alpaca are a wire format: models tuned elsewhere expect them to the letter.
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -30,8 +32,30 @@ _NAMED: dict[str, tuple[str, str]] = {
         "### Instruction: {prompt}\n\n### Context: {input}\n\n### Response: ",
     ),
     "plain": ("{prompt}\n", "{prompt}\n{input}\n"),
+    "chat": ("### User:\n{prompt}\n\n### Assistant:\n", "### User:\n{prompt}\n\n{input}\n\n### Assistant:\n"),
 }
+_SYSTEM = "### System:\n{}\n\n"
+"""How a system text is written, by every template: it stands before the first prompt."""
 _PIECE = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
+
+
+Role = Literal["system", "user", "assistant"]
+"""Who speaks in a conversation."""
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",  # ShareGPT's words
+    "gpt": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side of a conversation says."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,21 @@ class Template:
 
         return _PIECE.sub(fill, text)
 
+    def conversation(self, turns: Sequence[Turn]) -> list[tuple[str, bool]]:
+        """Return the pieces of a conversation in order, each with whether it is an answer.
+
+        A user's turn is written as the prompt of a record would be, so that a conversation of one question is the
+        ordinary prompt. Each answer is followed by end-of-text and by nothing else: that token ends an answer wherever
+        one is learned, and what comes after it reads as it would at the start of a document. Pieces are to be encoded
+        one by one, so that no token spans two of them.
+        """
+        return [(self._written(turn), turn.role == "assistant") for turn in turns]
+
+    def _written(self, turn: Turn) -> str:
+        if turn.role == "user":
+            return self.prompt({"prompt": turn.content, "input": ""}, "conversation")
+        return turn.content if turn.role == "assistant" else _SYSTEM.format(turn.content)
+
     def to_dict(self) -> dict[str, str]:
         """The template as JSON content."""
         return {"name": self.name, "text": self.text, "with_input": self.with_input}
@@ -154,3 +193,90 @@ def placeholders(text: str, where: str) -> list[str]:
         if name not in names:
             names.append(name)
     return names
+
+
+# --- conversations ----------------------------------------------------------------------------------------------
+
+
+def parse_turns(value: object, where: str, *, answered: bool = True) -> list[Turn]:
+    """Read a conversation: `messages` ({role, content}), ShareGPT's turns ({from, value}), `Turn`s, or their JSON.
+
+    An optional system turn comes first, then user and assistant take turns. Left out are a blank system turn, answers
+    before the first question and, if the conversation is wanted `answered`, a question after the last answer; `value`
+    then has more turns than the result. Without `answered` the last turn must be the user's.
+
+    Raises:
+        InputError: anything else, with the number of the turn; nothing is joined or guessed.
+    """
+    if isinstance(value, str):
+        value = parse_json(value, where)
+    if not isinstance(value, list | tuple):
+        shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+        raise InputError(where, "a conversation must be a list of turns", type(value).__name__, f"write {shape}")
+    found: list[Turn] = []
+    for number, item in enumerate(value, 1):
+        place = f"{where}: turn {number}"
+        turn = _turn(item, place)
+        blank_system = turn.role == "system" and not turn.content.strip()
+        unasked = turn.role == "assistant" and all(t.role == "system" for t in found)
+        if not blank_system and not unasked:
+            _check_order(found, turn, place)
+            found.append(turn)
+    while answered and found and found[-1].role != "assistant":
+        found.pop()
+    if not found or (found[-1].role == "assistant") != answered:
+        what = "no question is answered in this conversation" if answered else "the last turn must be the user's"
+        fix = "give a user's turn and an assistant's after it" if answered else "leave out what follows the question"
+        raise InputError(where, what, f"{len(value)} turns", fix)
+    return found
+
+
+def _turn(item: object, where: str) -> Turn:
+    """One turn, in either spelling."""
+    if isinstance(item, Turn):
+        item = {"role": item.role, "content": item.content}
+    if not isinstance(item, Mapping):
+        raise InputError(where, "a turn must be an object", type(item).__name__, 'write {"role": ..., "content": ...}')
+    who, what = ("role", "content") if "role" in item else ("from", "value")
+    if who not in item or what not in item:
+        fix = 'write {"role": ..., "content": ...} or {"from": ..., "value": ...}'
+        raise InputError(where, "a turn needs role and content", f"the keys {', '.join(map(str, item))}", fix)
+    role, content = item[who], item[what]
+    if role in ("tool", "function") or item.get("tool_calls") or item.get("function_call"):
+        raise InputError(where, "tools have no place in a conversation here", role, "leave such conversations out")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise InputError(where, f"unknown {who}", role, f"use {', '.join(_ROLES)}")
+    if not isinstance(content, str):
+        got = type(content).__name__ if isinstance(content, list | dict) else content
+        raise InputError(where, f"{what} must be text", "null" if content is None else got, "write it as one text")
+    if item.get("weight", 1) not in (1, None):
+        raise InputError(where, "every answer is learned; a weight is not supported", item["weight"], "leave it out")
+    return Turn(_ROLES[role], content)
+
+
+def _check_order(before: Sequence[Turn], turn: Turn, where: str) -> None:
+    if turn.role == "system" and before:
+        raise InputError(where, "a system turn must come first", turn.content, "put it first, or leave it out")
+    if before and before[-1].role == turn.role:
+        what = f"two turns of the {turn.role} in a row"
+        raise InputError(where, what, turn.content, "join them, or put what was said between them")
+
+
+def blank_part(turns: Sequence[Turn]) -> Literal["prompt", "completion"] | None:
+    """The part that is blank in some turn of a conversation: a question (prompt) or an answer (completion)."""
+    blank = next((turn for turn in turns if not turn.content.strip()), None)
+    return None if blank is None else "completion" if blank.role == "assistant" else "prompt"
+
+
+def turns_json(turns: Sequence[Turn]) -> str:
+    """Return a conversation as canonical JSON, in the layout of `messages`: equal turns give equal texts."""
+    content = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def turns_from_json(text: str, where: str = "messages") -> list[Turn]:
+    """Read what `turns_json` wrote; InputError on anything else."""
+    found = parse_json(text, where)
+    if not isinstance(found, list):
+        raise InputError(where, "a conversation must be a list of turns", type(found).__name__)
+    return [_turn(item, f"{where}: turn {number}") for number, item in enumerate(found, 1)]

@@ -10,12 +10,23 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from finetwo.core.errors import InputError
 from finetwo.core.files import replace_file
+from finetwo.text.engines import (
+    GAP,
+    FastEncoder,
+    fast_encoder,
+    in_merge_order,
+    merges_reach_every_token,
+    reference_encoder,
+)
 from finetwo.text.vocabulary import (
     END_OF_TEXT,
     Vocabulary,
@@ -23,14 +34,19 @@ from finetwo.text.vocabulary import (
     byte_symbols,
     read_vocabulary,
     symbol_bytes,
-    tokenizer_json,
     vocabulary_files,
 )
 
-# How GPT-2 cuts text before merging; possessive quantifiers keep long runs linear.
-_GPT2_SPLIT = r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
 # The published GPT-2 vocabulary, whose proof (`merges_reach_every_token`) is a test and need not be made at each start.
 _PUBLISHED = "7c1c41fda261ac8aeb6291394ffb2078fc9433fc313bcd0ae37bbdad72cebc4e"
+
+GROUP = 1 << 19
+"""Characters that are worth a thread's turn: encoding them takes far longer than handing them over."""
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Tokenizer:
@@ -70,12 +86,16 @@ class Tokenizer:
         return reference_encoder(self.vocabulary)
 
     @cached_property
-    def _encode_text(self) -> Callable[[str], list[int]]:
+    def _fast(self) -> FastEncoder | None:
         v = self.vocabulary
-        usual = v.pre_tokenizer is None and _in_merge_order(v)
+        usual = v.pre_tokenizer is None and in_merge_order(v)
         if not usual or not (self.digest == _PUBLISHED or merges_reach_every_token(v)):
-            return self._encode_reference
-        return _fast_encoder(v, lambda text: self._encode_reference(text)) or self._encode_reference
+            return None
+        return fast_encoder(v, lambda text: self._encode_reference(text))
+
+    @cached_property
+    def _encode_text(self) -> Callable[[str], list[int]]:
+        return self._encode_reference if self._fast is None else self._fast.encode
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; control tokens spelled in it are plain text. InputError on lone surrogates."""
@@ -89,10 +109,39 @@ class Tokenizer:
                 "repair the text's encoding",
             ) from None
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """Return the ids of each text."""
-        encode = self.encode
-        return [encode(t) for t in texts]
+    def encode_flat(self, texts: Sequence[str]) -> array[int]:
+        """Return the ids of all texts in turn, unsigned 32-bit, with `GAP` behind each; errors as `encode`.
+
+        With the fast engine other threads go on meanwhile, so several calls fill several cores.
+        """
+        flat = None if self._fast is None else self._fast.encode_flat(texts)
+        if flat is None:
+            flat = array("I")
+            for text in texts:
+                flat.extend(self.encode(text))
+                flat.append(GAP)
+        return flat
+
+    def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the ids of each text, encoded on all cores; errors as `encode`."""
+        return [ids[start:end] for _, ids, start, end in self._spans(texts)]
+
+    def ahead(self, texts: Iterable[str]) -> Tokenizer:
+        """Return this tokenizer with `texts` encoded already, on all cores; to be asked for them one by one."""
+        return _Ahead(self, texts)
+
+    def _spans(self, texts: Iterable[str]) -> Iterator[tuple[str, list[int], int, int]]:
+        """Encode on all cores; yield each text, a list that holds its ids, and where they begin and end in it."""
+        _ = self._encode_text  # made once, not by every thread
+        groups = list(_groups(texts))
+        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="finetwo-tokens") as pool:
+            flats = pool.map(self.encode_flat, groups) if len(groups) > 1 else map(self.encode_flat, groups)
+            for group, flat in zip(groups, flats, strict=True):
+                ids, start = flat.tolist(), 0
+                for text in group:
+                    end = ids.index(GAP, start)
+                    yield text, ids, start, end
+                    start = end + 1
 
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes that `token` stands for."""
@@ -115,6 +164,41 @@ class Tokenizer:
             replace_file(folder / name, content)
 
 
+class _Ahead(Tokenizer):
+    """A tokenizer that remembers the ids of some texts."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+        super().__init__(tokenizer.vocabulary)
+        self._tokenizer = tokenizer
+        self._known = {text: (ids, start, end) for text, ids, start, end in tokenizer._spans(texts)}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, in a list of the caller's own."""
+        known = self._known.get(text)
+        if known is None:
+            return self._tokenizer.encode(text)
+        ids, start, end = known
+        return ids[start:end]
+
+    def encode_flat(self, texts: Sequence[str]) -> array[int]:
+        """Return the ids of all texts as the tokenizer itself does."""
+        return self._tokenizer.encode_flat(texts)
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Gather texts into groups of about `GROUP` characters."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
 class StreamDecoder:
     """Turns ids into text as they come and never splits a character: at most three bytes wait."""
 
@@ -129,66 +213,6 @@ class StreamDecoder:
     def flush(self) -> str:
         """Return what still waits; unfinished bytes become U+FFFD."""
         return self._decoder.decode(b"", final=True)
-
-
-def reference_encoder(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """Return an encoder through the `tokenizers` library, control tokens treated as text."""
-    from tokenizers import Tokenizer as Reference
-
-    spec = tokenizer_json(vocabulary) | {"added_tokens": [], "post_processor": None}
-    try:
-        reference = Reference.from_str(json.dumps(spec))
-    except Exception as e:
-        fix = "take the file from the model's own repository"
-        raise InputError("tokenizer.json", f"the tokenizers library refuses it: {e}", None, fix) from None
-
-    def encode(text: str) -> list[int]:
-        text.encode("utf-8")  # the library would panic on a lone surrogate
-        return list(reference.encode(text, add_special_tokens=False).ids)
-
-    return encode
-
-
-def _in_merge_order(vocabulary: Vocabulary) -> bool:
-    """Whether ids grow with merge priority: tiktoken takes the id for the priority."""
-    made = [vocabulary.ids[a + b] for a, b in vocabulary.merges]
-    return len(set(made)) == len(made) and made == sorted(made)
-
-
-def merges_reach_every_token(vocabulary: Vocabulary) -> bool:
-    """Whether each merge result, taken alone, is merged back into itself by the reference.
-
-    tiktoken joins any neighbours whose bytes are a token; BPE only listed pairs. The two agree if every token is
-    reachable: inside its span merges run as they would alone, so the last pair is then always the listed one.
-    """
-    from tokenizers import Tokenizer as Reference
-
-    model = Reference.from_str(json.dumps(tokenizer_json(vocabulary))).model
-    return all(len(model.tokenize(a + b)) == 1 for a, b in vocabulary.merges)
-
-
-def _fast_encoder(vocabulary: Vocabulary, fallback: Callable[[str], list[int]]) -> Callable[[str], list[int]] | None:
-    """An encoder through tiktoken, for a vocabulary that is proven to give the same there."""
-    import tiktoken
-
-    table = symbol_bytes()
-    tokens = [*byte_symbols().values(), *(a + b for a, b in vocabulary.merges)]
-    if not all(c in table for token in tokens for c in token):  # merges that no bytes can ask for
-        return None
-    ranks = {bytes(table[c] for c in token): vocabulary.ids[token] for token in tokens}
-    fast = tiktoken.Encoding("finetwo", pat_str=_GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
-    core = fast._core_bpe
-
-    def encode(text: str) -> list[int]:
-        try:
-            ids: list[int] = core.encode_ordinary(text)
-            return ids
-        except (UnicodeEncodeError, KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException:  # the regex engine gave up on a very long run; a Rust panic is no Exception
-            return fallback(text)
-
-    return encode
 
 
 def train_vocabulary(texts: Iterator[str], size: int) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""Loss over a whole set: sum of losses over sum of tokens, for all tokens and for the learned ones.
+"""Loss over a whole set: sum of losses over sum of tokens, for all tokens and for the learned ones; or of classes.
 
 It knows no run folder and no optimizer. Its one invariant: the figures do not depend on batch size or packing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
@@ -20,6 +21,7 @@ from finetwo.data.sequences import IGNORE, Sequence
 from finetwo.model.attend import Attend, Causal, Packed
 from finetwo.model.loss import token_losses
 from finetwo.model.network import Network
+from finetwo.tasks import classes
 from finetwo.text.tokenizer import Tokenizer
 
 
@@ -41,6 +43,25 @@ class Evaluation:
     def perplexity(self) -> float:
         """exp(loss)."""
         return math.exp(min(self.loss, 700.0))
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON content."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClassEvaluation:
+    """How a classifier does on a set."""
+
+    loss: float
+    """Mean cross-entropy, nats a record (weighted as in training)."""
+    accuracy: float
+    macro_f1: float
+    temperature: float
+    """The divisor of the logits that fits their probabilities to this set."""
+    ece: float
+    """Expected calibration error before that temperature."""
+    records: int
 
     def to_dict(self) -> dict[str, float]:
         """As JSON content."""
@@ -116,6 +137,57 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
         network.train(was_training)
     bits = every / math.log(2) / n_bytes if n_bytes else math.nan
     return Evaluation(learned / max(1, n_learned), every / max(1, n_every), n_learned, n_every, bits, count)
+
+
+@torch.no_grad()
+def class_logits(
+    network: Network,
+    data: Sequences,
+    batch_size: int,
+    *,
+    precision: str = "float32",
+    packing: bool | None = None,
+    limit: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Return logits (N, C) and true classes (N,) over `data` (its first `limit` records); None when stopped."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    count = len(data) if limit is None else min(limit, len(data))
+    logits: list[NDArray[np.float64]] = []
+    truth: list[NDArray[np.int64]] = []
+    try:
+        for i in range(0, count, batch_size):
+            if stopping():
+                return None
+            batch = layout([data.get(j, 0) for j in range(i, min(i + batch_size, count))], packing)
+            tokens, positions, targets = to_device(batch, device)
+            with autocast(precision, device):
+                found = network.class_logits(tokens, positions, targets, attend_for(batch, positions))
+            logits.append(found.cpu().double().numpy())
+            truth.append(batch.targets[batch.targets != IGNORE])
+    finally:
+        network.train(was_training)
+    return np.concatenate(logits), np.concatenate(truth)
+
+
+def class_evaluation(
+    logits: NDArray[np.float64], truth: NDArray[np.int64], class_weights: Sequence_[float] | None = None
+) -> ClassEvaluation:
+    """Return the short figures of training for logits (N, C) and true classes (N,)."""
+    weights = np.ones(logits.shape[1]) if class_weights is None else np.asarray(class_weights, dtype=np.float64)
+    each = -np.log(np.maximum(classes.probabilities(logits)[np.arange(len(truth)), truth], 1e-300))
+    table = classes.confusion(truth, logits.argmax(axis=1), logits.shape[1])
+    sure = classes.probabilities(logits).max(axis=1)
+    return ClassEvaluation(
+        loss=float((weights[truth] * each).sum() / weights[truth].sum()),
+        accuracy=float(classes.accuracy(table)),
+        macro_f1=float(classes.macro_f1(table)),
+        temperature=classes.fit_temperature(logits, truth),
+        ece=classes.calibration_error(sure, logits.argmax(axis=1) == truth),
+        records=len(truth),
+    )
 
 
 def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:

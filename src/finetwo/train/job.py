@@ -6,34 +6,36 @@ can be refused is refused before the first step and before anything of the user'
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from finetwo.core.config import SamplingConfig, TaskName, TrainConfig, to_dict
+from finetwo.core.config import SamplingConfig, TrainConfig, to_dict
 from finetwo.core.errors import InputError
-from finetwo.core.files import write_json
+from finetwo.core.files import TEMPORARY, write_json
 from finetwo.data.columns import Columns
-from finetwo.data.examples import load_rows, load_splits
+from finetwo.data.labels import class_weights
 from finetwo.data.loader import Loader
 from finetwo.generate.pipeline import Model
 from finetwo.generate.prompts import read_prompts
 from finetwo.model.network import Network
-from finetwo.store.folder import Extras, save_model, state_digest
+from finetwo.store.folder import Extras, base_digest, save_model
+from finetwo.store.hub_data import data_path
 from finetwo.store.peft import save_adapter
 from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.tasks.task import Task
-from finetwo.train.corpora import prepare_stream
-from finetwo.train.evaluate import byte_lengths, evaluate
+from finetwo.train.evaluate import byte_lengths, class_evaluation, class_logits, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training
 from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
-from finetwo.train.prepare import Prepared, detect_task, prepare_records
+from finetwo.train.prepare import Prepared, detect_task
+from finetwo.train.prepared import Wanted, adopt, prepare
 from finetwo.train.progress import progress_of
 from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
@@ -43,6 +45,8 @@ from finetwo.train.start import Start, decide, fresh_start, given_start, pick_de
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
+_MADE = f"{TEMPORARY}tokens"
+"""Where data is prepared until the run is known to go on with it."""
 _DISK_PER_PARAMETER = 32
 """Bytes that must be free: two checkpoints (weights and two moments each), best/ and final/."""
 
@@ -66,13 +70,15 @@ def train(
     config = replace(config, data=str(data) if isinstance(data, str | Path) else None)
     config.check()
     pick_device(config.device)
+    if isinstance(data, str | Path):
+        data = data_path(data, say)
     task = detect_task(config, data)
-    config = decide(replace(config, task=cast(TaskName, task.name)), task, data, say)
+    config = decide(replace(config, task=task.name), task, config.data or data, say)
     assert config.out is not None
     out = Path(config.out)
-    inputs = [Path(config.data)] if config.data else []
+    inputs = [data] if isinstance(data, Path) else []
     seed_all(config.seed)
-    start = fresh_start(config, say) if task.fresh else given_start(config, model)
+    start = fresh_start(config, say) if task.fresh else given_start(config, task, model)
     config = settle(config, start.network, task)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
@@ -106,11 +112,20 @@ def _run(
     extra: Sequence[Listener],
 ) -> Report:
     """Plan the job, find where to go on from, and train."""
-    planned = _plan(config, data, task, start, folder, say)
+    try:
+        return _planned_run(_plan(config, data, task, start, folder, say), config, folder, say, extra)
+    finally:
+        shutil.rmtree(folder.path / _MADE, ignore_errors=True)
+
+
+def _planned_run(
+    planned: _Planned, config: TrainConfig, folder: RunFolder, say: Say, extra: Sequence[Listener]
+) -> Report:
     job, model = planned.job, planned.model
     heard = Listeners([*extra, *(make_listener(name, folder.path) for name in config.track)], say)
     training = Training(job, folder, heard)
     checkpoint = find_checkpoint(config, folder, job.fingerprint, say)
+    adopt(folder.path / _MADE, folder.path / CACHE)
     write_yaml(folder.config, to_dict(config))
     write_json(folder.path / ENVIRONMENT, environment(job.fingerprint, planned.prepared))
     resumed = checkpoint.step if checkpoint else 0
@@ -136,9 +151,11 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
     assert config.lr is not None
     device = pick_device(config.device)
     prepared = _prepare(config, data, task, start, folder, say)
-    base_digest = state_digest(start.network.state()) if not task.fresh else "fresh"
+    under = base_digest(start.network) if not task.fresh else "fresh"
+    _add_classes(config, start.network, prepared, say)
     model = Model(start.network, start.tokenizer, prepared.template, task.name, config.model, start.base)
     _add_adapter(config, model.network, say)
+    weights = class_weights(config.class_weights, prepared.labels, prepared.class_counts)
     held_back = freeze(model.network, config.freeze) if config.freeze else 0
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
     loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
@@ -158,11 +175,12 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
         loader=loader,
         lr=config.lr,
         total_steps=total,
-        evaluate=_evaluator(config, model, prepared, say),
+        evaluate=_evaluator(config, model, prepared, weights, say),
         sample=_sampler(config, model),
-        save=_saver(model, start, base_digest),
-        fingerprint=fingerprint_of(config, prepared, start, base_digest, total),
+        save=_saver(config, model, start, under),
+        fingerprint=fingerprint_of(config, prepared, start, under, total),
         where_of=prepared.where_of,
+        class_weights=weights,
     )
     return _Planned(job, model, prepared, learned, frozen)
 
@@ -171,26 +189,23 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
 
 
 def _prepare(config: TrainConfig, data: object, task: Task, start: Start, folder: RunFolder, say: Say) -> Prepared:
-    assert config.max_length is not None
+    wanted = Wanted(config, data, task, start.tokenizer, start.extras.template)
     if task.layout == "stream":
         make_template(task, config.template, None, Columns(), [])
-        return prepare_stream(data, task, start.tokenizer, config, config.max_length, folder.path / CACHE, say)
-    if isinstance(data, str | Path):
-        loaded = load_splits(Path(data), config.rows, config.seed, say)
-    else:
-        loaded = load_rows(data, config.rows, config.seed, say)
-    if loaded.columns.kind != task.kind:
-        raise InputError(
-            loaded.origin,
-            f"the task {task.name} needs a prompt and a completion column",
-            ", ".join(loaded.columns.roles.values()),
-            "name them: --rows.columns.prompt NAME --rows.columns.completion NAME",
-        )
-    known = sorted({k for e in loaded.splits["train"][:1] for k in e.fields if k != "completion"})
-    template = make_template(task, config.template, start.extras.template, loaded.columns, known)
-    assert template is not None
-    say(f"template: {template.name}")
-    return prepare_records(loaded, task, template, start.tokenizer, config, config.max_length, say)
+    return prepare(wanted, folder.path / CACHE, folder.path / _MADE, say)
+
+
+def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> None:
+    """Give the network a head over the data's classes, unless it is a classifier of these very classes already."""
+    there = network.config.labels
+    if not prepared.labels:
+        return
+    if there == prepared.labels and network.config.pooling == config.pooling:
+        say(f"head: going on with the model's own over {len(there)} classes")
+        return
+    if there:
+        say(f"head: the model's classes ({', '.join(there[:6])}) are not those of the data; a fresh head is put on")
+    network.add_classes(prepared.labels, config.pooling, config.seed)
 
 
 def _add_adapter(config: TrainConfig, network: Network, say: Say) -> None:
@@ -203,7 +218,7 @@ def _add_adapter(config: TrainConfig, network: Network, say: Say) -> None:
 
 
 def _evaluator(
-    config: TrainConfig, model: Model, prepared: Prepared, say: Say
+    config: TrainConfig, model: Model, prepared: Prepared, weights: Sequence[float] | None, say: Say
 ) -> Callable[[Callable[[], bool]], Any] | None:
     validation = prepared.validation
     if validation is None:
@@ -215,18 +230,23 @@ def _evaluator(
                 raise InputError(f"--{name}", "there is no validation data", value, fix)
         say("no validation data: the run cannot tell the best step, and keeps the last")
         return None
+    settings: dict[str, Any] = {
+        "precision": config.precision,
+        "packing": config.packing,
+        "limit": config.eval_limit,
+    }
+    if prepared.labels:
+
+        def tell(stopping: Callable[[], bool]) -> Any:
+            found = class_logits(model.network, validation, config.batch_size, stopping=stopping, **settings)
+            return None if found is None else class_evaluation(*found, weights)
+
+        return tell
     lengths = byte_lengths(model.tokenizer)
 
     def run(stopping: Callable[[], bool]) -> Any:
         return evaluate(
-            model.network,
-            validation,
-            config.batch_size,
-            byte_lengths=lengths,
-            precision=config.precision,
-            packing=config.packing,
-            limit=config.eval_limit,
-            stopping=stopping,
+            model.network, validation, config.batch_size, byte_lengths=lengths, stopping=stopping, **settings
         )
 
     return run
@@ -252,15 +272,19 @@ def _sampler(config: TrainConfig, model: Model) -> Callable[[], list[Mapping[str
     return run
 
 
-def _saver(model: Model, start: Start, base_digest: str) -> Callable[[Path], None]:
+def _saver(
+    config: TrainConfig, model: Model, start: Start, under: str
+) -> Callable[[Path, Mapping[str, Any] | None], None]:
     extras = Extras(task=model.task, template=model.template)
 
-    def save(folder: Path) -> None:
+    def save(folder: Path, evaluation: Mapping[str, Any] | None) -> None:
+        found = extras
+        if model.network.config.labels:
+            temperature = float((evaluation or {}).get("temperature", 1.0))
+            found = replace(extras, temperature=temperature, max_length=config.max_length)
         if model.network.lora is None:
-            save_model(folder, model.network, model.tokenizer, extras)
+            save_model(folder, model.network, model.tokenizer, found)
         else:
-            save_adapter(
-                folder, model.network, model.tokenizer, replace(extras, base=start.base, base_sha256=base_digest)
-            )
+            save_adapter(folder, model.network, model.tokenizer, replace(found, base=start.base, base_sha256=under))
 
     return save

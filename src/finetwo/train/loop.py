@@ -26,10 +26,10 @@ from finetwo.model.network import Network
 from finetwo.store.checkpoint import Checkpoint, write_checkpoint
 from finetwo.store.run import RunFolder
 from finetwo.train import rng
-from finetwo.train.evaluate import Evaluation, attend_for, autocast, to_device
+from finetwo.train.evaluate import ClassEvaluation, Evaluation, attend_for, autocast, to_device
 from finetwo.train.listeners import Listeners
 from finetwo.train.optimizer import Optimizer, trainable
-from finetwo.train.progress import Outcome, Progress, progress_of
+from finetwo.train.progress import Outcome, Progress, progress_of, rank
 from finetwo.train.schedule import factor, warmup_steps
 from finetwo.train.signals import Signals
 
@@ -43,14 +43,16 @@ class Job:
     loader: Loader
     lr: float
     total_steps: int
-    evaluate: Callable[[Callable[[], bool]], Evaluation | None] | None
+    evaluate: Callable[[Callable[[], bool]], Evaluation | ClassEvaluation | None] | None
     sample: Callable[[], list[Mapping[str, Any]]] | None
-    save: Callable[[Path], None]
-    """Writes the model folder for `best/` and `final/`."""
+    save: Callable[[Path, Mapping[str, Any] | None], None]
+    """Writes the model folder for `best/` and `final/`, given the evaluation of these weights if there was one."""
     fingerprint: dict[str, Any]
     """Hashes and settings that a resumed run must share."""
     where_of: Callable[[int], str]
     """Names the record behind a sequence's number, for error messages."""
+    class_weights: Sequence[float] | None = None
+    """What a record of each class counts in the loss; None: all the same."""
 
 
 class Training:
@@ -62,6 +64,8 @@ class Training:
         self.device = next(job.network.parameters()).device
         self.optimizer = Optimizer(job.network, job.config, job.lr)
         self.parameters = list(trainable(job.network).values())
+        weights = job.class_weights
+        self.class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.warm = warmup_steps(job.config.warmup, job.total_steps)
         self.progress = Progress()
         self.last_loss = math.nan
@@ -81,7 +85,7 @@ class Training:
         """Train to the end; raise Stopped after a signal (state saved), NumericError before bad numbers are applied."""
         network, job = self.job.network, self.job
         network.train()
-        network.transformer.dropout = self.config.dropout
+        network.transformer.dropout, network.head_dropout = self.config.dropout, self.config.head_dropout
         if checkpoint is not None:
             self.restore(checkpoint)
         p = self.progress
@@ -128,14 +132,17 @@ class Training:
         """One update over all micro-batches, their losses divided by the count of targets in all of them."""
         started, step = time.monotonic(), self.progress.step
         count = sum(b.learned for b in batches)
+        weights = self.job.class_weights
+        mass = count if weights is None else sum(b.weight(weights) for b in batches)
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         for batch in batches:
             tokens, positions, targets = to_device(batch, self.device)
             with autocast(self.config.precision, self.device):
-                loss, _ = self.job.network.loss(tokens, positions, targets, attend_for(batch, positions))
-            (loss / count).backward()
+                attend = attend_for(batch, positions)
+                loss = self.job.network.loss(tokens, positions, targets, attend, self.class_weights)
+            (loss / mass).backward()
             total += loss.detach()
-        loss_value = float(total) / count
+        loss_value = float(total) / mass
         limit = self.config.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         rate = factor(self.config.schedule, step, self.job.total_steps, self.warm)
@@ -189,7 +196,7 @@ class Training:
             raise NumericError("train", what, None, "lower --lr; the last checkpoint is good")
         p.first = p.first or record
         p.last = record
-        better = p.best is None or result.loss < p.best["loss"]
+        better = p.best is None or rank(record) < rank(p.best)
         p.waited = 0 if better else p.waited + 1
         if better:
             p.best = record
@@ -213,7 +220,8 @@ class Training:
         new, old = target.with_name(f".tmp-{target.name}"), target.with_name(f".tmp-old-{target.name}")
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        self.job.save(new)
+        last = self.progress.last if self.progress.evaluated_at == self.progress.step else None
+        self.job.save(new, last)
         if target.exists():
             target.rename(old)
         new.rename(target)

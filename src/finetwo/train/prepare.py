@@ -7,23 +7,31 @@ count that is said aloud.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetwo.core.config import RowsConfig, TrainConfig
 from finetwo.core.errors import InputError
-from finetwo.data.columns import detect_columns
-from finetwo.data.examples import Example, Loaded, load_rows
+from finetwo.data.columns import Kind, detect_columns
+from finetwo.data.documents import is_document
+from finetwo.data.examples import Example, Loaded, columns_in_memory
+from finetwo.data.labels import label_index
 from finetwo.data.loader import InMemory, Sequences
-from finetwo.data.sequences import Sequence, encode_segments
-from finetwo.data.source import find_files, read_rows
+from finetwo.data.records import Place
+from finetwo.data.sealed import METADATA, read_metadata
+from finetwo.data.sequences import Fate, Sequence, encode_document, encode_segments
+from finetwo.data.source import find_files, place, read_rows
 from finetwo.tasks.registry import find_task
 from finetwo.tasks.task import Task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
+_WINDOW = 4096
+"""Records encoded at a time."""
+_USUAL: dict[Kind, str] = {"instruct": "instruct", "text": "style", "classify": "classify", "entail": "entail"}
+"""The task that data of a kind stands for where none is asked."""
 
 
 @dataclass
@@ -37,19 +45,21 @@ class Prepared:
     test: Sequences | None
     digest: str
     counts: dict[str, int] = field(default_factory=dict)
-    places: list[str] = field(default_factory=list)
-    """Where each training sequence came from; empty for a stream."""
+    where_of: Callable[[int], str] = "chunk {}".format
+    """Names the record behind a training sequence's number."""
     whole: Sequences | None = None
     """The training set as it is measured: a stream without the random offsets of training."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of the targets; empty for language."""
+    class_counts: dict[str, int] = field(default_factory=dict)
+    """Training records of each class."""
+    places: list[Place] = field(default_factory=list)
+    """Where the records of all splits came from, in order; empty for a stream and for a cache."""
 
     def splits(self) -> dict[str, Sequences]:
         """The sets that are there, by name, each token in them once."""
         named = {"train": self.whole or self.train, "validation": self.validation, "test": self.test}
         return {name: data for name, data in named.items() if data is not None}
-
-    def where_of(self, index: int) -> str:
-        """Name the record behind training sequence `index`."""
-        return self.places[index] if self.places else f"chunk {index}"
 
 
 def detect_task(config: TrainConfig, data: object) -> Task:
@@ -57,51 +67,44 @@ def detect_task(config: TrainConfig, data: object) -> Task:
     if config.task != "auto":
         return find_task(config.task)
     columns = config.rows.columns
-    if columns.text is not None:
-        return find_task("style")
+    if isinstance(data, str | Path) and (Path(data) / METADATA).is_file():
+        return find_task(str(read_metadata(Path(data))["task"]))
     if not isinstance(data, str | Path):
-        return find_task("instruct" if columns.prompt else _kind_of_rows(data))
+        return find_task(_USUAL[columns_in_memory(data, config.rows).kind])
     files = [p for group in find_files(Path(data)).values() for p in group]
-    first = next(
-        iter(
-            read_rows(
-                files[0],
-                RowsConfig(
-                    format=config.rows.format, delimiter=config.rows.delimiter, encoding=config.rows.encoding, limit=1
-                ),
-            )
-        )
-    )
-    return find_task("style" if detect_columns(list(first.fields), columns, first.where).kind == "text" else "instruct")
-
-
-def _kind_of_rows(data: object) -> str:
-    quiet = load_rows(data, RowsConfig(limit=1), 0, lambda _: None)
-    return "style" if quiet.columns.kind == "text" else "instruct"
+    if is_document(files[0], config.rows):  # not read whole only to see that it is text
+        return find_task(_USUAL[detect_columns(["text"], columns, f"{files[0]}:1: record 1").kind])
+    first = next(iter(read_rows(files[0], replace(config.rows, limit=1, split=None))))
+    return find_task(_USUAL[detect_columns(list(first.fields), columns, first.where).kind])
 
 
 def prepare_records(
-    loaded: Loaded, task: Task, template: Template, tokenizer: Tokenizer, config: TrainConfig, max_length: int, say: Say
+    loaded: Loaded,
+    task: Task,
+    template: Template | None,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    max_length: int,
+    say: Say,
 ) -> Prepared:
     """Turn examples into sequences in memory, counting what was cut and what did not fit."""
     if not loaded.splits["train"]:
         raise InputError("--rows.split", "leaves no record for train", config.rows.split, "give train a share")
     counts: Counter[str] = Counter()
     sets: dict[str, list[Sequence]] = {}
-    places: list[str] = []
+    places: list[Place] = []
+    writer = _Writer(task, template, tokenizer, max_length, loaded.labels)
     for name, examples in loaded.splits.items():
         kept: list[Sequence] = []
-        for example in examples:
-            sequence, fate = encode_segments(tokenizer, task.write(example.fields, template), max_length)
+        for example, (sequence, fate) in zip(examples, writer.write(examples), strict=True):
             if fate != "kept":
                 sequence = _too_long(example, config.rows, sequence, fate, max_length, counts)
             if sequence is not None:
                 kept.append(sequence)
-                if name == "train":
-                    places.append(example.where)
+                places.append((example.file, example.line, example.number))
         sets[name] = kept
         counts[name] = len(kept)
-    _say_long(counts, max_length, say)
+    _say_long(counts, max_length, task, say)
     if not sets["train"]:
         raise InputError(
             loaded.origin,
@@ -109,13 +112,8 @@ def prepare_records(
             None,
             "raise --max_length or shorten the prompts",
         )
-    learned = sum(s.learned for s in sets["train"])
-    total = sum(len(s) for s in sets["train"])
-    ends = sum(int(s.targets[-1] == tokenizer.eot) for s in sets["train"])
-    say(
-        f"train: {len(sets['train']):,} records, {total:,} tokens, {learned:,} carry loss ({learned / total:.0%}); "
-        f"end-of-text is learned in {ends:,}"
-    )
+    classes = Counter(loaded.labels[int(s.targets[-1])] for s in sets["train"]) if loaded.labels else Counter()
+    _say_train(sets["train"], tokenizer, loaded.labels, classes, say)
     return Prepared(
         task,
         template,
@@ -124,7 +122,51 @@ def prepare_records(
         InMemory(sets["test"]) if sets["test"] else None,
         loaded.digest,
         loaded.counts | dict(counts),
-        places,
+        lambda index: place(*places[index]),
+        labels=loaded.labels,
+        class_counts=dict(classes),
+        places=places,
+    )
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes records as a task does, some thousand at a time so that the tokenizer can use every core."""
+
+    task: Task
+    template: Template | None
+    tokenizer: Tokenizer
+    max_length: int
+    labels: tuple[str, ...]
+
+    def write(self, examples: list[Example]) -> Iterator[tuple[Sequence | None, Fate]]:
+        """Yield for each record its sequence, or None where nothing that is learned fits."""
+        for start in range(0, len(examples), _WINDOW):
+            window = examples[start : start + _WINDOW]
+            segments = [self.task.write(example.fields, self.template) for example in window]
+            known = self.tokenizer.ahead({segment.text for record in segments for segment in record})
+            for example, record in zip(window, segments, strict=True):
+                if self.task.head == "language":
+                    yield encode_segments(known, record, self.max_length)
+                else:
+                    target = label_index(example.fields["label"], self.labels, example.where)
+                    yield encode_document(known, record, self.max_length, target)
+
+
+def _say_train(
+    train: list[Sequence], tokenizer: Tokenizer, labels: tuple[str, ...], classes: Mapping[str, int], say: Say
+) -> None:
+    """Say what the training set holds, and what of it is learned."""
+    total = sum(len(s) for s in train)
+    if labels:
+        shares = ", ".join(f"{name} {classes[name]:,}" for name in labels[:12]) + (" ..." if len(labels) > 12 else "")
+        say(f"train: {len(train):,} records, {total:,} tokens, {len(labels)} classes: {shares}")
+        return
+    learned = sum(s.learned for s in train)
+    ends = sum(int((s.targets == tokenizer.eot).any()) for s in train)
+    say(
+        f"train: {len(train):,} records, {total:,} tokens, {learned:,} carry loss ({learned / total:.0%}); "
+        f"end-of-text is learned in {ends:,}"
     )
 
 
@@ -146,11 +188,12 @@ def _too_long(
     return sequence
 
 
-def _say_long(counts: Counter[str], max_length: int, say: Say) -> None:
+def _say_long(counts: Counter[str], max_length: int, task: Task, say: Say) -> None:
     if counts["truncated"]:
+        lost = "; their answers have no end to learn" if task.head == "language" else ""
         say(
-            f"warning: {counts['truncated']:,} records were cut at {max_length} tokens; their answers have no end to "
-            "learn (--rows.on_long skip leaves them out)"
+            f"warning: {counts['truncated']:,} records were cut at {max_length} tokens{lost} "
+            "(--rows.on_long skip leaves them out)"
         )
     if counts["too_long"]:
         say(f"warning: {counts['too_long']:,} records were left out: longer than {max_length} tokens")

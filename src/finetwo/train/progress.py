@@ -6,6 +6,7 @@ a checkpoint holds it whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,12 @@ def progress_of(checkpoint: Checkpoint, config: TrainConfig, total_steps: int) -
     progress.stopped_early = 0 < config.patience <= progress.waited
     progress.finished = progress.finished and (progress.step >= total_steps or progress.stopped_early)
     return progress
+
+
+def rank(evaluation: Mapping[str, Any]) -> tuple[float, ...]:
+    """What makes one evaluation better than another, the smaller the better: a classifier's errors, then the loss."""
+    loss = float(evaluation["loss"])
+    return (-float(evaluation["accuracy"]), loss) if "accuracy" in evaluation else (loss,)
 
 
 @dataclass

@@ -48,6 +48,11 @@ class Report:
                 f"validation loss {self.first['loss']:.4f} -> {self.last['loss']:.4f} "
                 f"(best {self.best['loss']:.4f} at step {self.best['step']:,})"
             )
+            if "accuracy" in self.best:
+                found.append(
+                    f"validation accuracy {self.first['accuracy']:.1%} -> {self.last['accuracy']:.1%} "
+                    f"(best {self.best['accuracy']:.1%}, macro F1 {self.best['macro_f1']:.3f})"
+                )
             if self.best["step"] == 0:
                 found.append("warning: no step beat the untuned start on the validation data; final/ is the last step")
         return found

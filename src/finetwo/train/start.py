@@ -74,6 +74,15 @@ def decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConf
                 None,
                 "leave it out",
             )
+    if task.head != "classes":
+        unset = TrainConfig()
+        for name in ("pooling", "head_dropout", "class_weights"):
+            if getattr(config, name) != getattr(unset, name):
+                what = f"only for classifiers; this is {task.name}"
+                raise InputError(f"--{name}", what, getattr(config, name), "leave it out, or give --task classify")
+        if config.rows.labels is not None:
+            fix = "leave it out, or give --task classify"
+            raise InputError("--rows.labels", f"only for classifiers; this is {task.name}", config.rows.labels, fix)
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=1.0 if task.fresh else 3.0)
     if config.out is None:
@@ -100,12 +109,13 @@ def settle(config: TrainConfig, network: Network, task: Task) -> TrainConfig:
             length,
             f"give at most {shape.n_positions}",
         )
+    full = 5e-5 if task.head == "language" else 1e-4  # a fresh head has everything to learn
     small = 10.0 if shape.n_embd <= 320 else 1.0
-    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled or network.lora else 5e-5) * small
+    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled or network.lora else full) * small
     return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
 
 
-def given_start(config: TrainConfig, model: Model | None = None) -> Start:
+def given_start(config: TrainConfig, task: Task, model: Model | None = None) -> Start:
     """The model or adapter that --model names, or the one in memory; InputError for an adapter upon an adapter."""
     if model is None:
         opened = open_model(config.model, config.base)
@@ -113,6 +123,9 @@ def given_start(config: TrainConfig, model: Model | None = None) -> Start:
     else:
         extras = Extras(task=model.task, template=model.template)
         start = Start(model.network, model.tokenizer, extras, model.base or model.name, Path(model.name))
+    if start.network.config.labels and task.head != "classes":
+        what = f"{config.model} is a classifier, it does not write text"
+        raise InputError("--model", what, None, f"take a language model for --task {task.name}")
     if start.network.lora is not None and config.lora.enabled:
         raise InputError(
             "--lora",

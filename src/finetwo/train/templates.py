@@ -27,23 +27,25 @@ def make_template(
             raise InputError("--template", f"the task {task.name} has no prompt", wanted, "leave --template out")
         return None
     parts = [role for role in columns.roles if role != "completion"]
+    parts += ["prompt"] if columns.messages is not None else []  # each turn of a conversation is one
     if wanted is None and stored is not None:
         stored.check_fields([*parts, "input", *known], f"the model's template {stored.name}")
         return stored
     if wanted is None:
-        return Template.named(_USUAL.get(columns.layout, task.template))
-    if _is_file(wanted):
+        talk = columns.messages is not None
+        return Template.named("chat" if talk else _USUAL.get(columns.layout, task.template))
+    if is_file(wanted):
         template = Template.parse(_template_file(Path(wanted)), wanted)
     elif "{" in wanted or "}" in wanted:
         template = Template.parse(wanted.replace("\\n", "\n"))
     else:
         return Template.named(wanted)
     roles = {name: role for role, name in columns.roles.items() if role != "completion"}  # a prompt holds no answer
-    template.check_fields([*roles, *known])
+    template.check_fields([*roles, *known, *(["prompt"] if columns.messages is not None else [])])
     return template.rename(roles)
 
 
-def _is_file(wanted: str) -> bool:
+def is_file(wanted: str) -> bool:
     """Whether --template names a file rather than holding the text itself."""
     try:
         return Path(wanted).is_file() or ("{" not in wanted and wanted.endswith((".txt", ".template")))
