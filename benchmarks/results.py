@@ -48,7 +48,7 @@ class Experiment:
     options: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     measured: tuple[Measured, ...] = ()
-    random_start: bool = False
+    random_seeds: tuple[int, ...] = ()
     """Also from random weights of the same shape."""
 
 
@@ -60,13 +60,8 @@ _BOOK_SPLIT = ("--rows.split", "train:935,test:110,validation:55")
 EXPERIMENTS = (
     Experiment(
         "emotion", "emotion", "classify/emotion", (), (0, 1, 2),
-        (Measured("test", "classify/emotion", _EMOTION, "test", untuned=False),), random_start=True,
+        (Measured("test", "classify/emotion", _EMOTION, "test", untuned=False),), random_seeds=(0,),
     ),
-    Experiment(
-        "rte", "rte", "entail/rte", (), (0, 1, 2),
-        (Measured("dev", "entail/rte", _RTE, "validation", untuned=False, final=True),),
-    ),
-    Experiment("book", "book", _BOOK, (), (0, 1, 2), (Measured("test", _BOOK, (*_BOOK_SPLIT, *_ANSWERS), "test"),)),
     Experiment(
         "austen", "austen", "style/austen", (), (0,),
         (
@@ -77,10 +72,20 @@ EXPERIMENTS = (
             Measured("A Christmas Carol", "style/dickens/dickens-carol.txt"),
         ),
     ),
+    Experiment(
+        "emotion-muon", "emotion", "classify/emotion",
+        ("--optimizer", "muon", "--muon_lr", "0.005", "--batch_size", "32"), (0,),
+        (Measured("test", "classify/emotion", _EMOTION, "test", untuned=False),), random_seeds=(0,),
+    ),
+    Experiment(
+        "rte", "rte", "entail/rte", ("--epochs", "3"), (0, 1, 2),
+        (Measured("dev", "entail/rte", _RTE, "validation", untuned=False, final=True),),
+    ),
+    Experiment("book", "book", _BOOK, (), (0, 1, 2), (Measured("test", _BOOK, (*_BOOK_SPLIT, *_ANSWERS), "test"),)),
     Experiment("verdict", "verdict", "pretrain/the-verdict.txt"),
     Experiment("verdict-post-norm", "verdict-post-norm", "pretrain/the-verdict.txt"),
     Experiment(
-        "alpaca-3000", "alpaca", "instruct/alpaca_data.json", ("--rows.limit", "3000"), (0,),
+        "alpaca-3000", "alpaca", "instruct/alpaca_data.json", ("--rows.limit", "3000", "--epochs", "2"), (0,),
         (
             Measured(
                 "validation", "instruct/alpaca_data.json",
@@ -89,7 +94,8 @@ EXPERIMENTS = (
         ),
     ),
     Experiment(
-        "dolly-3000", "dolly", "instruct/databricks-dolly-15k.jsonl", ("--rows.limit", "3000"), (0,),
+        "dolly-3000", "dolly", "instruct/databricks-dolly-15k.jsonl",
+        ("--rows.limit", "3000", "--epochs", "2", "--max_length", "256"), (0,),
         (
             Measured(
                 "test", "instruct/databricks-dolly-15k.jsonl",
@@ -98,7 +104,10 @@ EXPERIMENTS = (
         ),
     ),
     *(
-        Experiment(f"rank-{rank}", "rank-sweep", _BOOK, ("--lora.rank", str(rank), "--lora.alpha", str(2 * rank)))
+        Experiment(
+            f"rank-{rank}", "rank-sweep", _BOOK,
+            ("--lora.rank", str(rank), "--lora.alpha", str(2 * rank), "--epochs", "2"),
+        )
         for rank in (8, 16, 32, 64)
     ),
 )  # fmt: skip
@@ -213,15 +222,30 @@ def run(plan: Plan, only: set[str], jobs: int) -> None:
             continue
         for seed in experiment.seeds:
             tasks.append((experiment, seed, plan.model, plan.out / f"{experiment.name}-{seed}"))
-            if experiment.random_start:
+            if seed in experiment.random_seeds:
                 start = str(random_model(plan, seed))
                 tasks.append((experiment, seed, start, plan.out / f"{experiment.name}-random-{seed}"))
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(run_one, plan, *task) for task in tasks]:
             future.result()
+    write_samples(plan)
     target = plan.out / "baselines.json"
     if not target.exists():
         target.write_text(json.dumps(baselines(plan)), encoding="utf-8")
+
+
+def write_samples(plan: Plan) -> None:
+    """Let the untuned and the tuned models answer prompts of our own."""
+    from results_page import OPENING, PROMPTS  # it reads the experiments from here
+
+    target, found = plan.out / "samples.json", {}
+    for run_name, prompts in (("book-0", PROMPTS), ("austen-0", (OPENING,))):
+        if (plan.out / run_name / "final").is_dir():
+            for prompt in prompts:
+                words = (prompt, "--max_new_tokens", "48", "--repetition_penalty", "1.1")
+                both = [finetwo(plan, "generate", m, *words) for m in (plan.model, str(plan.out / run_name))]
+                found[prompt] = [text.strip() for text in both]
+    target.write_text(json.dumps(found), encoding="utf-8")
 
 
 def main() -> None:

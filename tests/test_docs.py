@@ -27,8 +27,8 @@ def test_a_task_is_added_in_under_forty_lines(tmp_path: Path) -> None:
     assert len(block.splitlines()) < 40
     learned = "assert report.steps == 2 and report.model.task == 'both-sides'\n"
     events = "import json; steps = [json.loads(l) for l in open('runs/both-sides/metrics.jsonl')]\n"
-    whole = "step = next(s for s in steps if s['event'] == 'step')\nassert step['learned'] > 0.8 * step['tokens'], step\n"
-    run(block + learned + events + whole, tmp_path)
+    first = "step = next(s for s in steps if s['event'] == 'step')\n"
+    run(block + learned + events + first + "assert step['learned'] > 0.8 * step['tokens'], step\n", tmp_path)
     task = {s.name: s.value for s in read_settings(tmp_path / "runs" / "both-sides" / "config.yaml")}["task"]
     assert task == "both-sides"
 

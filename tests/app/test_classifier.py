@@ -114,12 +114,14 @@ def test_classes_come_back_as_they_were_given(base: str, y: list[Any], wanted: l
     assert 0 <= model.score(X, shape(y)) <= 1
 
 
-def test_columns_of_predict_proba_stand_in_the_order_of_classes(base: str) -> None:
-    """As texts 10 comes before 9, as numbers after it: the column of a class must be its own."""
-    y = [10 if name == "out" else 9 for name in Y]
+@pytest.mark.parametrize(("out", "no"), [(10, 9), (-1, 1)])
+def test_columns_of_predict_proba_stand_in_the_order_of_classes(base: str, out: int, no: int) -> None:
+    """As texts 10 comes before 9, as numbers after it; 1 is met before -1: the column of a class must be its own."""
+    y = [out if name == "out" else no for name in Y]
     model = quick(base, epochs=12).fit(X, y)
     assert model.score(X, y) > 0.9
-    assert np.mean((model.predict_proba(X)[:, 1] > 0.5) == (np.array(y) == 10)) > 0.9
+    column = model.classes_.tolist().index(out)
+    assert np.mean((model.predict_proba(X)[:, column] > 0.5) == (np.array(y) == out)) > 0.9
 
 
 @pytest.mark.parametrize(

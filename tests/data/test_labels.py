@@ -165,7 +165,7 @@ def test_row_54_one_class_only() -> None:
     for labels in (["a"] * 12, [1] * 12, ["a", None, "a"]):
         with pytest.raises(InputError, match=r"^data: one class only: there is nothing to tell apart \(got "):
             load(labels)
-    with pytest.raises(InputError, match=r"^data: one class only: there is nothing to tell apart \(got none\)"):
+    with pytest.raises(InputError, match=r"^data: no record has a class\. Fix: is the label column"):
         load([None] * 12)
 
 

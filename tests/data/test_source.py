@@ -489,3 +489,16 @@ def test_a_folder_like_the_emotion_set(tmp_path: Path) -> None:
         "validation": 2,
         "test": 1,
     }
+
+
+def test_columns_without_a_name_at_the_end_are_left_out(tmp_path: Path) -> None:
+    """Spreadsheets leave them behind; a well-known file of spam begins with v1,v2,,,."""
+    path = tmp_path / "spam.csv"
+    path.write_text("v1,v2,,,\nham,hello there,,,\nspam,win,now,,\n", encoding="utf-8")
+    notes: list[str] = []
+    rows = [row.fields for row in read_rows(path, RowsConfig(), notes.append)]
+    assert rows == [{"v1": "ham", "v2": "hello there"}, {"v1": "spam", "v2": "win"}]
+    assert any("the last columns have no name" in note for note in notes)
+    path.write_text("a,,b\n1,2,3\n", encoding="utf-8")
+    with pytest.raises(InputError, match="column 2 of the header has no name"):
+        list(read_rows(path, RowsConfig()))

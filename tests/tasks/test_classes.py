@@ -129,6 +129,8 @@ def test_calibration_error_of_the_certain() -> None:
     sure = np.ones(4)
     assert calibration_error(sure, np.array([True, True, False, False])) == 0.5
     assert calibration_error(sure, np.array([True] * 4)) == 0.0
+    mixed, right = np.array([1.0, 1.0, 0.97, 0.94]), np.array([True, False, True, True])  # of one bin
+    assert calibration_error(mixed, right) == pytest.approx(ece_by_a_loop(mixed, right))
 
 
 def cost(logits: Any, targets: Any) -> Any:

@@ -23,7 +23,10 @@ FIELDS = {"prompt": "Who counts the steps?", "input": "There are 365.", "complet
 
 def test_tasks_by_name() -> None:
     assert [t.name for t in all_tasks()] == ["classify", "entail", "instruct", "pretrain", "style"]
-    with pytest.raises(InputError, match=r"--task: unknown task \(got classfy\)\. Fix: use auto, classify, entail, instruct, pretrain, style"):
+    with pytest.raises(
+        InputError,
+        match=r"--task: unknown task \(got classfy\)\. Fix: use auto, classify, entail, instruct, pretrain, style",
+    ):
         find_task("classfy")
 
 
@@ -64,13 +67,19 @@ def test_every_task_trains_two_steps_end_to_end(
     if task.kind == "text":
         data = [{"text": f"{i}. {TEXT}"} for i in range(30)]
     elif task.head == "classes":
-        texts = {"text": "the lamp {}"} if task.kind == "classify" else {"premise": "a lamp {}", "hypothesis": "it is {}"}
-        data = [{k: v.format(i) for k, v in texts.items()} | {"label": "odd" if i % 2 else "even"} for i in range(90)]
+        texts = {"text": "{}: {}"} if task.kind == "classify" else {"premise": "a lamp {1}", "hypothesis": "{0}"}
+        told = ["so even", "it is odd"]  # the class is in the text, or two steps would learn it by luck alone
+        data = [
+            {k: v.format(told[i % 2], i) for k, v in texts.items()} | {"label": "odd" if i % 2 else "even"}
+            for i in range(90)
+        ]
     else:
         data = [{"instruction": f"{i}?", "input": "", "output": f"the lamp {i}"} for i in range(30)]
     settings: dict[str, Any] = {"max_steps": 2, "task": task.name, "max_length": 64, "lr": 1e-2, "batch_size": 2}
     if task.name == "instruct":
         settings["template"] = "plain"
+    if task.head == "classes":
+        settings |= {"batch_size": 32, "max_steps": 20}
     settings |= {"size": "2,16,2", "tokenizer": str(base)} if task.fresh else {"model": str(base)}
     if adapter:
         settings["lora"] = {"rank": 2}
@@ -79,7 +88,7 @@ def test_every_task_trains_two_steps_end_to_end(
             finetwo.train(data, out=str(tmp_path / "run"), **settings)
         return
     report = finetwo.train(data, out=str(tmp_path / "run"), **settings)
-    assert report.steps == 2
+    assert report.steps == settings["max_steps"]
     assert report.first is not None
     assert report.last is not None
     assert report.last["loss"] < report.first["loss"]

@@ -167,6 +167,14 @@ def test_layout_and_accumulation_change_nothing(base: Path, tmp_path: Path, sett
         assert gap(weights(tmp_path / "0/final"), weights(tmp_path / f"{number}/final")) < 2e-3
 
 
+def test_head_dropout_is_in_force_in_training(base: Path, tmp_path: Path) -> None:
+    found = []
+    for number, share in enumerate((0.0, 0.5, 0.5)):
+        plain(base, tmp_path / f"{number}", head_dropout=share, max_steps=3)
+        found.append(step_losses(tmp_path / f"{number}"))
+    assert found[1] == found[2] and all(a != b for a, b in zip(found[0], found[1], strict=True))
+
+
 def test_class_weights_pull_towards_their_class(base: Path, tmp_path: Path) -> None:
     rows = [r for i, r in enumerate(RECORDS) if r["label"] != "steps" or i % 6 == 1]
     rare = sum(r["label"] == "steps" for r in rows)

@@ -350,9 +350,9 @@ def test_text_in_memory_is_a_corpus_too(tmp_path: Path, tiny_tokenizer: Tokenize
 
 
 def test_text_task_on_questions_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no known columns among the fields found: .*--rows.columns.text"):
+    with pytest.raises(InputError, match=r"no known columns among the fields found: .*--rows.columns.text"):
         quick(records(12), base, tmp_path / "run", task="style", template=None)
-    with pytest.raises(InputError, match="no known columns among the fields found: .*--rows.columns.prompt"):
+    with pytest.raises(InputError, match=r"no known columns among the fields found: .*--rows.columns.prompt"):
         quick(documents(12), base, tmp_path / "run", task="instruct")
     assert not (tmp_path / "run").exists()
 

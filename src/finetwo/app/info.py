@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def about(name: str) -> dict[str, Any]:
             if isinstance(config.get("target_modules"), list)
             else config.get("target_modules"),
         }
-        return {**found, **kind, "parameters": saved_parameters(folder)}
+        return {**found, **kind, "parameters": saved_parameters(folder)} | _classifier(extras.labels, extras.pooling)
     shape = read_config(folder)
     return {
         **found,
@@ -111,13 +112,20 @@ def about(name: str) -> dict[str, Any]:
         "heads": shape.n_head,
         "context": shape.n_positions,
         "vocabulary": shape.vocab_size,
-    }
+    } | _classifier(shape.labels, shape.pooling)
+
+
+def _classifier(labels: Sequence[str], pooling: str) -> dict[str, Any]:
+    """What a classifier tells apart, and what its head reads; nothing for a language model."""
+    shown = ", ".join(labels[:12]) + (f" and {len(labels) - 12:,} more" if len(labels) > 12 else "")
+    return {"classes": shown, "pooling": pooling} if labels else {}
 
 
 def about_run(path: Path) -> dict[str, Any]:
     """How a run went, from its metrics."""
     from finetwo.core.strict_json import parse_json
     from finetwo.store.checkpoint import list_checkpoints
+    from finetwo.train.progress import rank
 
     metrics = path / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
@@ -130,10 +138,12 @@ def about_run(path: Path) -> dict[str, Any]:
         "finished": (path / "final").is_dir(),
     }
     if evaluations:
-        best = min(evaluations, key=lambda r: r["loss"])
+        best = min(evaluations, key=rank)
         found["validation loss"] = (
             f"{evaluations[0]['loss']:.4f} -> {evaluations[-1]['loss']:.4f}"
             f", best {best['loss']:.4f} at step {best['step']}"
         )
+        if "accuracy" in best:
+            found["validation accuracy"] = f"best {best['accuracy']:.1%}, macro F1 {best['macro_f1']:.3f}"
     found["checkpoints"] = ", ".join(p.name for p in list_checkpoints(path)) or "none"
     return found

@@ -202,7 +202,7 @@ class TrainConfig:
     grad_accum: int = 1
     """Micro-batches per optimizer step; the update equals one large batch."""
     lr: float | None = None
-    """Peak learning rate (default: 5e-5 full, 1e-4 classes, 3e-4 LoRA, ten times that up to width 320; 1e-3 fresh)."""
+    """Peak learning rate (default: 5e-5 full, 3e-4 LoRA, ten times that for models of width <= 320; 1e-3 pretrain)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the block matrices with AdamW for the rest."""
     muon_lr: float = 0.02

@@ -51,6 +51,8 @@ def read_delimited(
         names = _header(first, file, delimiter)
     if names[0] == "":
         on_note(f"{file}: the first column has no name (an index?) and is left out")
+    if names[-1] == "":
+        on_note(f"{file}: the last columns have no name and are left out")
     for number, (line, cells) in enumerate(records, start=1):
         if len(cells) != len(names):
             raise InputError(
@@ -85,7 +87,10 @@ def _header(first: Cells, file: str, delimiter: str) -> list[str]:
             raise InputError(
                 where, f"only one column with the delimiter '{now}'", names[0], f"--rows.delimiter '{shown}'"
             )
+    last = max((i for i, name in enumerate(names, start=1) if name), default=0)  # spreadsheets leave empty ones behind
     for column, name in enumerate(names, start=1):
+        if column > last > 1:
+            break
         if not name and (column > 1 or len(names) == 1):
             raise InputError(where, f"column {column} of the header has no name", fix="name every column")
         if names.index(name) != column - 1:

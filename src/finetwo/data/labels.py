@@ -79,8 +79,11 @@ def find_labels(
     """
     found = {e.fields["label"] for name in own for e in splits.get(name, ())}
     labels = tuple(given) or _ordered(found)
+    if not found and not given:
+        fix = "is the label column the right one? name it: --rows.columns.label NAME"
+        raise InputError(origin, "no record has a class", None, fix)
     if len(labels) < 2:
-        got = ", ".join(sorted(found)) or "none"
+        got = ", ".join(found)
         raise InputError(origin, "one class only: there is nothing to tell apart", got, "give records of another class")
     if len(labels) > MAX_CLASSES:
         fix = "is the label column the right one? name it: --rows.columns.label NAME"

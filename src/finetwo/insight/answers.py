@@ -1,7 +1,7 @@
 """A model's answers to the prompts of records: generated in groups, scored and written down as they come.
 
-It knows models and records and no task layouts. Its one invariant: memory does not grow with the number of records;
-what is kept of an answer is on disk.
+It knows models and records and no task layouts. Its one invariant: no more than one group of answers is in memory; what
+is kept of the others is on disk.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ def words_of(text: str) -> list[str]:
 class Distinct:
     """distinct-1, -2 and -3: the number of distinct n-grams in all answers, divided by the number of all their words.
 
-    Definition of Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models", section
-    5.2, for one and two words; three is the same rule. It falls as a set grows, so only sets of equal size compare.
+    Definition of Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models", for one and
+    two words; three is the same rule. (Others divide by the number of n-grams.) It falls as a set grows, so only sets
+    of equal size compare.
     """
 
     def __init__(self) -> None:

@@ -76,7 +76,7 @@ def measure(model: Model, data: Path, options: MeasureOptions, say: Say) -> dict
     """Return the figures of `model` on `data`, with the protocols they were taken by and their intervals.
 
     Raises InputError for data that cannot be read, has no record in the asked part or is of another kind than an
-    option needs, and what `measure_answers` raises.
+    option needs, and what `Answering` raises.
     """
     limit = model.network.config.n_positions
     length = options.max_length or limit

@@ -4,8 +4,8 @@ It knows token ids and a network, and neither files nor templates. Its one invar
 over the number of scored tokens, whatever the batch size, and no token is scored twice.
 
 The windows are those of "Perplexity of fixed-length models" in the documentation of Hugging Face transformers. Its
-code weighs each window by one target less than the window scores (before 2024, all windows alike); here the sum is
-exact.
+code weighs each window after the first by one token less than it scores (until 2024, all windows alike); here the sum
+is exact.
 """
 
 from __future__ import annotations

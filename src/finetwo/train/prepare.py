@@ -113,6 +113,9 @@ def prepare_records(
             "raise --max_length or shorten the prompts",
         )
     classes = Counter(loaded.labels[int(s.targets[-1])] for s in sets["train"]) if loaded.labels else Counter()
+    if loaded.labels and len(classes) < 2:
+        fix = "give records of another class, or another --rows.split"
+        raise InputError(loaded.origin, "train holds records of one class only", ", ".join(classes), fix)
     _say_train(sets["train"], tokenizer, loaded.labels, classes, say)
     return Prepared(
         task,

@@ -109,9 +109,8 @@ def settle(config: TrainConfig, network: Network, task: Task) -> TrainConfig:
             length,
             f"give at most {shape.n_positions}",
         )
-    full = 5e-5 if task.head == "language" else 1e-4  # a fresh head has everything to learn
     small = 10.0 if shape.n_embd <= 320 else 1.0
-    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled or network.lora else full) * small
+    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled or network.lora else 5e-5) * small
     return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
 
 
