@@ -51,6 +51,7 @@ PACKAGES = {
     "pyarrow": ["data.parquet"],
     "sacrebleu": ["insight.overlap"],
     "rouge_score": ["insight.overlap"],
+    "datasketch": ["insight.shingles"],
     "tensorboard": ["train.tensorboard"],
     "wandb": ["train.wandb"],
     "sklearn": ["app.classifier"],

@@ -107,6 +107,21 @@ def test_a_recipe_takes_two_steps(name: str, base: Path, tmp_path: Path, capfd: 
         assert "40 without a class" in said
 
 
+def test_the_emotion_recipe_reads_the_tables_of_the_hub_as_well(base: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["sadness", "joy", "love"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    for split in ("train", "validation", "test"):
+        rows = {"text": [f"{split} {i}" for i in range(30)], "label": [i % 3 for i in range(30)]}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        table.to_parquet(str(tmp_path / "hub" / f"{split}-00000-of-00001.parquet"))
+    words = ["--data", str(tmp_path / "hub"), "--model", str(base), "--out", str(tmp_path / "run"), "--max_steps", "1"]
+    assert main(["train", "--config", str(RECIPES / "emotion.yaml"), *words]) == 0
+    shape = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
+    assert shape["id2label"] == {"0": "joy", "1": "love", "2": "sadness"}
+
+
 def test_the_sweep_prints_a_line_a_rank(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("rank_sweep", RECIPES / "rank_sweep.py")
     assert spec and spec.loader

@@ -165,16 +165,16 @@ def test_one_pass_makes_every_split(tmp_path: Path, tiny_tokenizer: Tokenizer, m
 def test_the_key_holds_files_tokenizer_and_settings(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one")
-    key = corpus_key([file], tiny_tokenizer, {"limit": None})
-    assert corpus_key([file], tiny_tokenizer, {"limit": None}) == key
-    assert corpus_key([file], tiny_tokenizer, {"limit": 5}) != key
-    assert corpus_key([file], Tokenizer(train_vocabulary(iter([TEXT]), 300)), {"limit": None}) != key
+    key = corpus_key({"train": [file]}, tiny_tokenizer, {"limit": None})
+    assert corpus_key({"train": [file]}, tiny_tokenizer, {"limit": None}) == key
+    assert corpus_key({"train": [file]}, tiny_tokenizer, {"limit": 5}) != key
+    assert corpus_key({"train": [file]}, Tokenizer(train_vocabulary(iter([TEXT]), 300)), {"limit": None}) != key
     os.utime(file, ns=(1, 1))
-    assert corpus_key([file], tiny_tokenizer, {"limit": None}) != key
-    key = corpus_key([file], tiny_tokenizer, {"limit": None})
+    assert corpus_key({"train": [file]}, tiny_tokenizer, {"limit": None}) != key
+    key = corpus_key({"train": [file]}, tiny_tokenizer, {"limit": None})
     file.write_text("more")
     os.utime(file, ns=(1, 1))
-    assert corpus_key([file], tiny_tokenizer, {"limit": None}) != key
+    assert corpus_key({"train": [file]}, tiny_tokenizer, {"limit": None}) != key
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------

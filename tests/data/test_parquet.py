@@ -279,8 +279,12 @@ def test_text_that_is_not_utf8_and_a_class_that_is_not_there(tmp_path: Path) -> 
 
 def test_names_and_settings_that_do_not_fit(tmp_path: Path) -> None:
     good = write(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    for name, value in (("format", "csv"), ("delimiter", ";"), ("names", "text"), ("encoding", "latin-1")):
-        assert f"--rows.{name}: has no meaning for a.parquet, which is Parquet" in refusal(good, **{name: value})
+    assert "--rows.names: has no meaning for a.parquet, which is Parquet" in refusal(good, names="text")
+    for name, value in (("format", "csv"), ("delimiter", ";"), ("encoding", "latin-1")):  # a recipe may hold these
+        notes: list[str] = []
+        rows = [row.fields for row in read_rows(good, RowsConfig(**{name: value}), notes.append)]  # type: ignore[arg-type]
+        assert rows == [{"text": "a"}]
+        assert any(f"--rows.{name} is not needed, as the file is Parquet" in note for note in notes)
     (tmp_path / "b.parquet").write_text("text\nhello\n" * 9)
     assert "the content is neither Parquet nor Arrow" in refusal(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")

@@ -238,7 +238,7 @@ class TrainConfig:
     eval_limit: int | None = None
     """Evaluate on at most this many validation records."""
     patience: int = 0
-    """Stop early after this many evaluations without a better validation loss (0: never)."""
+    """Stop early after this many evaluations without a better validation loss, for classes accuracy (0: never)."""
     save_every: str = "1epoch"
     """Write a checkpoint every so many steps or epochs."""
     sample_every: str = "1epoch"

@@ -10,7 +10,7 @@ import hashlib
 import json
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from finetwo.core.errors import InputError
 from finetwo.core.files import faults, read_json, replacing, write_json
+from finetwo.core.version import __version__
 from finetwo.data.documents import Part
 from finetwo.data.paragraphs import paragraphs, whole
 from finetwo.data.sealed import filling
@@ -28,7 +29,7 @@ from finetwo.data.sequences import Sequence
 from finetwo.text.engines import GAP
 from finetwo.text.tokenizer import GROUP, Tokenizer, usable_cores
 
-_VERSION = 2
+_VERSION = 3
 _BLOCK = 1 << 22
 _FILE, _INFO = "tokens.bin", "corpus.json"
 _DTYPES = ("<u2", "<u4")
@@ -45,6 +46,8 @@ class CorpusInfo:
     tokens: int
     text_bytes: int
     sha256: str
+    splits: list[str]
+    """Every split that was made along with it."""
 
 
 # --- building -----------------------------------------------------------------------------------------------------
@@ -143,12 +146,10 @@ class _Writer:
         self._documents += int(ends.sum())
         self._text_bytes += part.text_bytes
 
-    def info(self, key: str) -> CorpusInfo:
+    def info(self, key: str, splits: list[str]) -> CorpusInfo:
         """What has been written."""
-        digest = self._digest.hexdigest()
-        return CorpusInfo(
-            _VERSION, key, self._dtype.str, self._documents, self._tokens, self._text_bytes, digest
-        )  # fmt: skip
+        counts = (self._documents, self._tokens, self._text_bytes)
+        return CorpusInfo(_VERSION, key, self._dtype.str, *counts, self._digest.hexdigest(), splits)
 
 
 def build_corpora(folder: Path, key: str, parts: Iterable[Part], tokenizer: Tokenizer) -> dict[str, CorpusInfo]:
@@ -164,7 +165,8 @@ def build_corpora(folder: Path, key: str, parts: Iterable[Part], tokenizer: Toke
             if part.name not in writers:
                 writers[part.name] = _Writer(folder / part.name, tokenizer, stack)
             writers[part.name].add(part)
-    infos = {name: writers[name].info(key) for name in sorted(writers, key="train".__eq__)}
+    splits = sorted(writers)
+    infos = {name: writers[name].info(key, splits) for name in sorted(writers, key="train".__eq__)}
     for name, info in infos.items():
         write_json(folder / name / _INFO, asdict(info))
     return infos
@@ -279,8 +281,8 @@ def with_copies(row: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.
         at += size + int(rng.integers(0, 8))
 
 
-def corpus_key(files: Iterable[Path], tokenizer: Tokenizer, settings: object) -> str:
-    """A digest of the files' names, sizes and times, the tokenizer and `settings`: what a cache depends on."""
-    rows = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    content = json.dumps([rows, tokenizer.digest, settings], sort_keys=True)
+def corpus_key(files: Mapping[str, Iterable[Path]], tokenizer: Tokenizer, settings: object) -> str:
+    """A digest of the files' splits, names, sizes and times, the tokenizer and `settings`: what a cache depends on."""
+    rows = [(split, p.name, p.stat().st_size, p.stat().st_mtime_ns) for split, paths in files.items() for p in paths]
+    content = json.dumps([rows, tokenizer.digest, settings, __version__], sort_keys=True)
     return hashlib.sha256(content.encode("utf-8")).hexdigest()

@@ -20,7 +20,7 @@ from finetwo.core.strict_json import parse_json
 from finetwo.data.columns import Columns, Kind, adopt_input, detect_columns, select
 from finetwo.data.folders import held_out
 from finetwo.data.json_stream import kind_of, surrogate_fault
-from finetwo.data.labels import find_labels, given_labels, without_unlabelled
+from finetwo.data.labels import find_labels, given_labels, name_classes, without_unlabelled
 from finetwo.data.source import SPLITS, Note, Row, find_files, place, read_all
 from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, content_key, parse_split, split_rows
 from finetwo.text.template import blank_part, turns_from_json
@@ -191,8 +191,11 @@ def _assemble(groups: dict[str, list[Row]], wanted: _Wanted, seed: int, on_note:
     splits = {name: _without_empty(part, columns, rows, counts) for name, part in splits.items()}
     labels: tuple[str, ...] = ()
     if columns.label is not None:
-        given = wanted.labels or given_labels(rows)
-        splits, counts["unlabelled"] = without_unlabelled(splits, given, rows.on_empty, on_note)
+        names = given_labels(rows)
+        splits, counts["unlabelled"] = without_unlabelled(splits, names or wanted.labels, rows.on_empty, on_note)
+        if names:
+            name_classes(splits, names)
+        given = wanted.labels or names
         own = ["train", *(name for name in SPLITS if name not in groups)]  # those that are parts of train's file
         labels = find_labels(splits, given, origin, own)
     counts.update({name: len(part) for name, part in splits.items()})

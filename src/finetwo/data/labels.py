@@ -24,7 +24,7 @@ _RARE = 0.05
 
 class _Labelled(Protocol):
     @property
-    def fields(self) -> Mapping[str, str]: ...
+    def fields(self) -> dict[str, str]: ...
 
     @property
     def where(self) -> str: ...
@@ -54,6 +54,10 @@ def without_unlabelled(
         if train[mark] > _RARE * train.total():
             on_note(f"labels: {mark} is taken for a class, as {train[mark]:,} of {train.total():,} records bear it")
             nothing.remove(mark)
+    marked = sum(count for mark, count in train.items() if mark and mark in nothing)
+    if marked:
+        what = f"labels: {marked:,} training records marked {' or '.join(_WITHHELD)} are taken to have no class"
+        on_note(f"{what} (--rows.labels with it among the names keeps them)")
     kept: dict[str, list[T]] = {}
     dropped = 0
     for name, part in splits.items():
@@ -67,6 +71,21 @@ def without_unlabelled(
                 raise InputError(example.where, "no class (label)", example.fields["label"] or None, fix)
             dropped += 1
     return kept, dropped
+
+
+def name_classes(splits: Mapping[str, Sequence[_Labelled]], given: Sequence[str]) -> None:
+    """Put the names in --rows.labels in the place of the whole numbers that stand for them, in the records themselves.
+
+    Raises:
+        InputError: a record's class is neither one of the names nor the place of one.
+    """
+    for name, part in splits.items():
+        for example in part:
+            label = example.fields["label"]
+            place = given.index(label) if label in given else _place(label, given)
+            if place is None:
+                raise _unknown(label, given, example.where, is_train=name == "train")
+            example.fields["label"] = given[place]
 
 
 def find_labels(
@@ -92,21 +111,16 @@ def find_labels(
     for name, part in splits.items():
         for example in part:
             label = example.fields["label"]
-            if label not in known and (not given or _place(label, labels) is None):
+            if label not in known:
                 raise _unknown(label, labels, example.where, is_train=name == "train")
     return labels
 
 
 def label_index(label: str, labels: Sequence[str], where: str) -> int:
-    """Return the place of `label` among the class names; a whole number that is no name is a place itself.
-
-    Raises:
-        InputError: neither, at `where`.
-    """
-    place = labels.index(label) if label in labels else _place(label, labels)
-    if place is None:
+    """Return the place of `label` among the class names; InputError at `where` when it is none of them."""
+    if label not in labels:
         raise _unknown(label, labels, where)
-    return place
+    return labels.index(label)
 
 
 def _place(label: str, labels: Sequence[str]) -> int | None:
@@ -120,6 +134,8 @@ def _place(label: str, labels: Sequence[str]) -> int | None:
 def _unknown(label: str, labels: Sequence[str], where: str, *, is_train: bool = False) -> InputError:
     names = ", ".join(shown(name, 40) for name in labels[:12]) + (" ..." if len(labels) > 12 else "")
     fix = "correct the record, or list it in --rows.labels" if is_train else "correct it, or add such records to train"
+    if _place(label, labels) is not None:
+        fix = "name the numbers, in their own order: --rows.labels NAME0,NAME1,..."
     return InputError(where, f"the class is not among {names}", label, fix)
 
 

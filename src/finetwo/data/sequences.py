@@ -77,7 +77,7 @@ def encode_segments(tokenizer: Tokenizer, segments: list[Segment], max_length: i
 
 
 def encode_document(
-    tokenizer: Tokenizer, segments: list[Segment], max_length: int, target: int
+    tokenizer: Tokenizer, segments: list[Segment], max_length: int, target: int, where: str = "document"
 ) -> tuple[Sequence, Fate]:
     """Encode a document whose last token carries the class `target`; no end-of-text is appended.
 
@@ -92,7 +92,7 @@ def encode_document(
     excess = sum(map(len, parts)) - room
     if not all(parts) or room < len(parts):
         what = "a document without text" if not all(parts) else f"{max_length} tokens have no room for the document"
-        raise InputError("document", what, None, "give texts that are not empty, and a larger max_length")
+        raise InputError(where, what, None, "give texts that are not empty, and a larger max_length")
     for _ in range(excess):
         longest = max(parts, key=len)
         del longest[-1]

@@ -86,11 +86,13 @@ def read_rows(path: Path, rows: RowsConfig, on_note: Note = _silent) -> Iterator
 def _table(source: SourceFile, kind: str, rows: RowsConfig, on_note: Note) -> tuple[Iterator[Record], str]:
     """The records of a Parquet or Arrow file, and what to say if there are none."""
     unset = RowsConfig()
-    for name in ("format", "delimiter", "names", "encoding"):
-        if (value := getattr(rows, name)) != getattr(unset, name):
-            raise InputError(
-                f"--rows.{name}", f"has no meaning for {source.path}, which is {kind}", value, "leave it out"
-            )
+    if rows.names is not None:
+        raise InputError(
+            "--rows.names", f"has no meaning for {source.path}, which is {kind}", rows.names, "leave it out"
+        )
+    for name in ("format", "delimiter", "encoding"):  # a recipe serves the hub's tables and a user's text files alike
+        if getattr(rows, name) != getattr(unset, name):
+            on_note(f"{source.path}: --rows.{name} is not needed, as the file is {kind}")
     fields = read_table(source.file, str(source.path), kind, on_note)
     return zip(itertools.repeat(NO_LINE), fields, strict=False), "the table has no rows"
 

@@ -88,7 +88,9 @@ class Model:
             extras.base, extras.base_sha256 = self.base, base_digest(self.network)
             save_adapter(folder, self.network, self.tokenizer, extras)
 
-    def predict(self, documents: str | Sequence[object], *, abstain: float = 0.0) -> list[Prediction]:
+    def predict(
+        self, documents: str | Mapping[str, str] | Sequence[object], *, abstain: float = 0.0
+    ) -> list[Prediction]:
         """Tell the class of a text, or of a list of texts (for a model of pairs, a list of two texts each).
 
         Below the probability `abstain` a prediction has no label.
@@ -103,7 +105,7 @@ class Model:
             temperature=self.temperature,
             max_length=self.max_length,
         )
-        items = [documents] if isinstance(documents, str) else documents
+        items = [documents] if isinstance(documents, str | Mapping) else documents
         asked = [document_of(item, predictor.pairs, f"documents[{i}]") for i, item in enumerate(items)]
         return list(predictor.predict(asked, abstain=abstain))
 

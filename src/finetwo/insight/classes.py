@@ -35,7 +35,8 @@ def add_class_figures(figures: Figures, told: Told, model: Model, protocol: str,
         (("matthews",), "Matthews correlation over all classes"),
     ):
         figures.add({n: found[n] for n in names}, f"{what}; {sure}", {n: intervals[n] for n in names})
-    heat = f"at temperature {model.temperature:.4g}, fitted on the validation data of the training run"
+    fitted = ", fitted on the validation data of the training run" if model.temperature != 1 else " (none was fitted)"
+    heat = f"at temperature {model.temperature:.4g}{fitted}"
     figures.add({"log_loss": found["log_loss"]}, f"nats a record {heat}; {protocol}")
     gap = f"expected calibration error, {BINS} equal bins of confidence"
     figures.add({"ece": found["ece"]}, f"{gap}, {heat}; {sure}", {"ece": intervals["ece"]})

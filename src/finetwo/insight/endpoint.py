@@ -50,12 +50,22 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """One model behind one URL, asked for one message at a time; safe to use from several threads."""
 
-    def __init__(self, url: str, model: str, timeout: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        timeout: float,
+        *,
+        option: str = "--judge",
+        timeout_option: str = "--judge_timeout",
+    ) -> None:
         """`url`: of the endpoint or its base (.../v1); `timeout`: seconds for one answer.
 
-        Raises InputError for what is no such URL, or a key that cannot be.
+        `option` and `timeout_option` are what messages call the URL and the timeout. Raises InputError for what is no
+        such URL, or a key that cannot be.
         """
-        parts = check_url(url)
+        parts = check_url(url, option)
+        self._option, self._timeout_option = option, timeout_option
         self.model, self.timeout = model, timeout
         self._url = urlunsplit(parts)
         self.place = urlunsplit(parts._replace(query=""))
@@ -72,10 +82,10 @@ class Endpoint:
 
     @property
     def _where(self) -> str:
-        return f"--judge {self.place}"
+        return f"{self._option} {self.place}"
 
-    def complete(self, messages: list[dict[str, str]], max_tokens: int) -> str:
-        """Return the text of the model's answer at temperature 0 (empty if it has none).
+    def complete(self, messages: list[dict[str, str]], max_tokens: int, **settings: Any) -> str:
+        """Return the text of the model's answer (empty if it has none), at temperature 0 unless `settings` say else.
 
         A busy or failing server (429, 5xx) is asked again up to `TRIES` times; so is a broken connection once the
         server has answered before.
@@ -84,9 +94,8 @@ class Endpoint:
             InputError: the server refuses the request, or is none of this kind.
             EnvironmentFault: no connection, no answer in time, or still busy at the last try.
         """
-        body = json.dumps(
-            {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
-        ).encode("utf-8")
+        content = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        body = json.dumps(content | settings).encode("utf-8")
         tries = 0
         while True:
             try:
@@ -166,7 +175,10 @@ class Endpoint:
         """The fault behind a connection that failed, broke or stayed silent."""
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):
-            what, fix = f"no answer within {self.timeout:g} seconds", "raise --judge_timeout, or look at the server"
+            what, fix = (
+                f"no answer within {self.timeout:g} seconds",
+                f"raise {self._timeout_option}, or look at the server",
+            )
         elif isinstance(reason, ssl.SSLError):
             what, fix = (
                 f"no secure connection: {getattr(reason, 'verify_message', '') or reason.reason}",
@@ -187,7 +199,7 @@ class Endpoint:
         return shown(text.strip(), 200)
 
 
-def check_url(url: str) -> SplitResult:
+def check_url(url: str, option: str = "--judge") -> SplitResult:
     """Return the parts of an endpoint's URL, completed to .../chat/completions; InputError for what is no such URL."""
     fix = "for example http://localhost:8000/v1"
     try:
@@ -195,11 +207,11 @@ def check_url(url: str) -> SplitResult:
         host, _ = parts.hostname, parts.port
         (host or "").encode("idna")
     except (ValueError, UnicodeError) as error:
-        raise InputError("--judge", f"is not a URL: {error}", url, fix) from None
+        raise InputError(option, f"is not a URL: {error}", url, fix) from None
     if parts.username is not None or parts.password is not None:
-        raise InputError("--judge", "holds a name or a password", None, f"leave it out; a key goes into {KEY_VARIABLE}")
+        raise InputError(option, "holds a name or a password", None, f"leave it out; a key goes into {KEY_VARIABLE}")
     if parts.scheme not in ("http", "https") or not host or any(c <= " " or c > "~" for c in url):
-        raise InputError("--judge", "must be the http or https URL of an endpoint", url, fix)
+        raise InputError(option, "must be the http or https URL of an endpoint", url, fix)
     path = parts.path.rstrip("/")
     if not path.endswith(_PATH):
         path = (path or "/v1") + _PATH

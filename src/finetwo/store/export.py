@@ -1,6 +1,7 @@
 """Writing a model for other tools, with the proof that merging and casting kept its arithmetic.
 
-It knows folders and networks and no training. Its one invariant: the folder appears whole or not at all.
+It knows folders and networks and no training. Its one invariant: the folder appears whole or not at all, and not where
+the arithmetic changed by more than the bound.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import torch
 from finetwo.core.errors import InputError
 from finetwo.core.files import faults, fsync_dir
 from finetwo.model.lora import merge_lora
+from finetwo.store.change import Change, probe_tokens
 from finetwo.store.folder import save_model
 from finetwo.store.models import Opened
 from finetwo.store.peft import save_adapter
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
+BOUNDS = {"float32": 0.01, "bf16": 2.0, "float16": 0.5}
+"""By how much a logit may change by merging and by each number format, where the user names no bound."""
 
 
-def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
+def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference: float | None = None) -> list[str]:
     """Write `opened` to the new folder `out` as hf, adapter, merged or auto; return what to say about it.
 
-    Raises InputError when `out` is in use or the model has no adapter to write, EnvironmentFault when the disk refuses.
+    Raises InputError when `out` is in use, the model has no adapter to write, or a logit would change by more than
+    `max_difference` (see `BOUNDS`), EnvironmentFault when the disk refuses.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("--out", "exists and is not an empty folder", str(out), "give a new folder")
@@ -34,8 +39,9 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
         raise InputError("--to hf", f"{opened.name} is an adapter on {opened.base}", None, fix)
     if kind in ("adapter", "merged") and not opened.is_adapter:
         raise InputError(f"--to {kind}", f"{opened.name} is a whole model without an adapter", None, "use --to hf")
+    bound = BOUNDS[dtype] if max_difference is None else max_difference
+    said = [] if kind == "adapter" else _changed(opened, kind, dtype, bound)
     temporary = out.with_name(f".tmp-{out.name}")
-    said: list[str] = []
     with faults(out):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -43,7 +49,8 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str) -> list[str]:
             if kind == "adapter":
                 save_adapter(temporary, opened.network, opened.tokenizer, opened.extras)
             else:
-                said = _whole(opened, temporary, kind, _DTYPES[dtype])
+                extras = replace(opened.extras, base=None, base_sha256=None)
+                save_model(temporary, opened.network, opened.tokenizer, extras, _DTYPES[dtype])
             if out.exists():
                 out.rmdir()
             temporary.rename(out)
@@ -69,27 +76,23 @@ def _loader(opened: Opened, kind: str) -> str:
 
 
 @torch.no_grad()
-def _whole(opened: Opened, folder: Path, kind: str, dtype: torch.dtype) -> list[str]:
-    """Write the whole model, merged if asked, and compare logits before and after on a fixed probe."""
+def _changed(opened: Opened, kind: str, dtype: str, bound: float) -> list[str]:
+    """Merge and round the network as asked; return what that changed, or raise where it is above the bound."""
     network = opened.network.eval()
-    generator = torch.Generator().manual_seed(0)
-    length = min(64, network.config.n_positions)
-    probe = torch.randint(0, network.config.vocab_size, (2, length), generator=generator)
+    if kind == "hf" and dtype == "float32":
+        return []
+    probe = probe_tokens(opened.tokenizer, network.config.n_positions)
     before = network(probe)
     if kind == "merged":
         merge_lora(network)
         network.lora = None
-    if dtype != torch.float32:
+    if dtype != "float32":
         for p in network.parameters():
-            p.copy_(p.to(dtype).to(p.dtype))
-    after = network(probe)
-    save_model(folder, network, opened.tokenizer, replace(opened.extras, base=None, base_sha256=None), dtype)
-    if kind == "hf" and dtype == torch.float32:
-        return []
-    difference = (after - before).abs()
-    agree = (after.argmax(-1) == before.argmax(-1)).float().mean()
-    unit = "class" if network.config.labels else "token"
-    return [
-        f"logits changed by at most {float(difference.max()):.2e} (mean {float(difference.mean()):.2e}); "
-        f"same likeliest {unit} at {float(agree):.1%} of {probe.numel()} positions"
-    ]
+            p.copy_(p.to(_DTYPES[dtype]).to(p.dtype))
+    change = Change.between(probe, before, network(probe), classes=bool(network.config.labels))
+    if not change.largest <= bound:  # NaN, which a format with a small range may give, is above every bound
+        done = " and ".join([*(["merging"] if kind == "merged" else []), *([dtype] if dtype != "float32" else [])])
+        what = f"{done} would change a logit by {change.largest:.2e}; the bound is {bound:g}, and nothing was written"
+        fix = "take another --dtype, or raise the bound if such a change is meant"
+        raise InputError("--max_difference", what, None, fix)
+    return change.lines(bound)

@@ -62,10 +62,9 @@ def open_corpora(
         raise InputError("--rows.on_long", what, config.rows.on_long, "leave it out")
     key = ""
     if isinstance(data, str | Path):
-        files = [path for group in find_files(Path(data)).values() for path in group]
-        key = corpus_key(files, tokenizer, [to_dict(config.rows), config.seed])
-        found = {name: corpus for name in SPLITS if (corpus := _cached(folder / name, key, tokenizer, say))}
-        if "train" in found:
+        key = corpus_key(find_files(Path(data)), tokenizer, [to_dict(config.rows), config.seed])
+        found = _kept(folder, key, tokenizer, say)
+        if found is not None:
             say(f"tokens: read from the cache in {folder}")
             return found
     parts = _parts(data, config, say)
@@ -75,18 +74,26 @@ def open_corpora(
     return {name: corpus for name, corpus in opened.items() if corpus is not None}
 
 
-def _cached(folder: Path, key: str, tokenizer: Tokenizer, say: Say) -> Corpus | None:
-    """The cache in `folder` if it is the asked one and still what was written; None to build it anew."""
+def _kept(folder: Path, key: str, tokenizer: Tokenizer, say: Say) -> dict[str, Corpus] | None:
+    """The corpora in the cache if they are the asked ones, all of them and as they were written; None to build anew."""
+    found: dict[str, Corpus] = {}
     try:
-        corpus = Corpus.open(folder, key)
-        if corpus is not None:
+        train = Corpus.open(folder / "train", key)
+        if train is None:
+            if (folder / "train" / "corpus.json").is_file():
+                say(f"tokens: the cache in {folder} is of other data, settings or tokenizer; it is built anew")
+            return None
+        for name in (name for name in SPLITS if name in train.info.splits):
+            corpus = train if name == "train" else Corpus.open(folder / name, key)
+            if corpus is None:
+                say(f"warning: {folder / name}: a part of the token cache is missing; it is built anew")
+                return None
             corpus.verify(tokenizer.vocab_size)
-        elif folder.name == "train" and (folder / "corpus.json").is_file():
-            say(f"tokens: the cache in {folder.parent} is of other data, settings or tokenizer; it is built anew")
+            found[name] = corpus
     except InputError as error:
         say(f"warning: {error.line()}; it is built anew")
         return None
-    return corpus
+    return found
 
 
 def corpus_digest(corpora: dict[str, Corpus]) -> str:

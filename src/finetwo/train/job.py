@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finetwo.core.config import SamplingConfig, TrainConfig, to_dict
-from finetwo.core.errors import InputError
+from finetwo.core.errors import FineTwoError, InputError
 from finetwo.core.files import TEMPORARY, write_json
 from finetwo.data.columns import Columns
 from finetwo.data.labels import class_weights
@@ -37,6 +37,7 @@ from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task
 from finetwo.train.prepared import Wanted, adopt, prepare
 from finetwo.train.progress import progress_of
+from finetwo.train.receipt import Receipt, Subject
 from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all
@@ -113,9 +114,21 @@ def _run(
 ) -> Report:
     """Plan the job, find where to go on from, and train."""
     try:
-        return _planned_run(_plan(config, data, task, start, folder, say), config, folder, say, extra)
+        planned = _plan(config, data, task, start, folder, say)
+        receipt = _receipt(planned, config, data, start, folder)
+        try:
+            return _planned_run(planned, config, folder, say, [*extra, receipt])
+        except FineTwoError as error:
+            receipt.failed(error)
+            raise
     finally:
         shutil.rmtree(folder.path / _MADE, ignore_errors=True)
+
+
+def _receipt(planned: _Planned, config: TrainConfig, data: object, start: Start, folder: RunFolder) -> Receipt:
+    prepared, prints = planned.prepared, planned.job.fingerprint
+    device = pick_device(config.device)
+    return Receipt(folder, Subject(config, data, prints, prepared.counts, prepared.template, start.source, device))
 
 
 def _planned_run(
@@ -143,6 +156,9 @@ def _planned_run(
     finally:
         heard.close()
     model.network.eval()
+    if model.network.config.labels:
+        model.temperature = float((outcome.last or {}).get("temperature", 1.0))
+        model.max_length = config.max_length
     return Report(model, folder.path, **vars(outcome), trainable=planned.learned, frozen=planned.frozen)
 
 
@@ -189,7 +205,8 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
 
 
 def _prepare(config: TrainConfig, data: object, task: Task, start: Start, folder: RunFolder, say: Say) -> Prepared:
-    wanted = Wanted(config, data, task, start.tokenizer, start.extras.template)
+    there = start.network.config.labels
+    wanted = Wanted(config, data, task, start.tokenizer, start.extras.template, there)
     if task.layout == "stream":
         make_template(task, config.template, None, Columns(), [])
     return prepare(wanted, folder.path / CACHE, folder.path / _MADE, say)
@@ -203,7 +220,11 @@ def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say:
     if there == prepared.labels and network.config.pooling == config.pooling:
         say(f"head: going on with the model's own over {len(there)} classes")
         return
-    if there:
+    if there == prepared.labels:
+        say(
+            f"head: the model's reads {network.config.pooling}, --pooling {config.pooling} asks for another: a fresh one"
+        )
+    elif there:
         say(f"head: the model's classes ({', '.join(there[:6])}) are not those of the data; a fresh head is put on")
     network.add_classes(prepared.labels, config.pooling, config.seed)
 

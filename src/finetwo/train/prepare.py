@@ -113,9 +113,6 @@ def prepare_records(
             "raise --max_length or shorten the prompts",
         )
     classes = Counter(loaded.labels[int(s.targets[-1])] for s in sets["train"]) if loaded.labels else Counter()
-    if loaded.labels and len(classes) < 2:
-        fix = "give records of another class, or another --rows.split"
-        raise InputError(loaded.origin, "train holds records of one class only", ", ".join(classes), fix)
     _say_train(sets["train"], tokenizer, loaded.labels, classes, say)
     return Prepared(
         task,
@@ -153,7 +150,7 @@ class _Writer:
                     yield encode_segments(known, record, self.max_length)
                 else:
                     target = label_index(example.fields["label"], self.labels, example.where)
-                    yield encode_document(known, record, self.max_length, target)
+                    yield encode_document(known, record, self.max_length, target, example.where)
 
 
 def _say_train(

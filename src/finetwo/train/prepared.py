@@ -7,10 +7,11 @@ where everything it depends on is the same, and it gives the run that preparing 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Wanted:
     tokenizer: Tokenizer
     template: Template | None = None
     """The template that the model brings along."""
+    labels: tuple[str, ...] = ()
+    """The classes that the model tells apart already."""
 
     @property
     def max_length(self) -> int:
@@ -57,10 +60,19 @@ class Wanted:
         content = Path(asked).read_bytes().hex() if asked is not None and is_file(asked) else asked
         parts = [
             [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files],
-            [self.tokenizer.digest, self.task.name, self.max_length, content, __version__],
+            [self.tokenizer.digest, self.task.name, _source(self.task), self.max_length, content, __version__],
+            self.labels,
             [self.template.to_dict() if self.template else None, to_dict(self.config.rows), self.config.seed],
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _source(task: Task) -> str:
+    """The source of the module that writes the task's records, which may be a user's own and change."""
+    try:
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(task.write) or task.write).encode()).hexdigest()
+    except (OSError, TypeError):
+        return "unknown"
 
 
 def is_prepared(data: object) -> bool:
@@ -114,7 +126,13 @@ def _records(wanted: Wanted, say: Say) -> Prepared:
     template = make_template(task, config.template, wanted.template, loaded.columns, known)
     if template is not None:
         say(f"template: {template.name}")
-    return prepare_records(loaded, task, template, wanted.tokenizer, config, wanted.max_length, say)
+    if set(loaded.labels) == set(wanted.labels):  # a classifier that goes on keeps the order of its head
+        loaded = replace(loaded, labels=wanted.labels)
+    found = prepare_records(loaded, task, template, wanted.tokenizer, config, wanted.max_length, say)
+    if found.labels and len(found.class_counts) < 2:
+        fix = "give records of another class, or another --rows.split"
+        raise InputError(loaded.origin, "train holds records of one class only", ", ".join(found.class_counts), fix)
+    return found
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -43,7 +43,19 @@ _FREE = {
     "base",
 }
 # What may never differ: the tensors or the numbers of the records would mean something else.
-_FIXED = {"data", "tokenizer", "template", "base", "task", "size", "model", "precision", "optimizer"}
+_FIXED = {
+    "rows.labels",
+    "pooling",
+    "data",
+    "tokenizer",
+    "template",
+    "base",
+    "task",
+    "size",
+    "model",
+    "precision",
+    "optimizer",
+}
 
 
 def fingerprint_of(

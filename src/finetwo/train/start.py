@@ -109,9 +109,14 @@ def settle(config: TrainConfig, network: Network, task: Task) -> TrainConfig:
             length,
             f"give at most {shape.n_positions}",
         )
-    small = 10.0 if shape.n_embd <= 320 else 1.0
-    usual = 1e-3 if task.fresh else (3e-4 if config.lora.enabled or network.lora else 5e-5) * small
+    lora = config.lora.enabled or network.lora is not None
+    usual = usual_lr(fresh=task.fresh, lora=lora, width=shape.n_embd)
     return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
+
+
+def usual_lr(*, fresh: bool, lora: bool, width: int) -> float:
+    """The peak learning rate of a job that names none; `width` is the network's."""
+    return 1e-3 if fresh else (3e-4 if lora else 5e-5) * (10.0 if width <= 320 else 1.0)
 
 
 def given_start(config: TrainConfig, task: Task, model: Model | None = None) -> Start:
