@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,8 @@ from finetwo.train.start import usual_lr
 
 _LOOKED_AT = 400
 """Training records that are read as text."""
+_LONGEST = 256
+"""Most tokens of an answer that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ class Evidence:
     def epochs(self) -> float:
         """Passes over the data that were made."""
         return float(self.steps[-1].get("epoch") or 0.0) if self.steps else 0.0
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether --patience ended the run."""
+        return self.number("patience") > 0 and bool(self.steps) and int(self.steps[-1]["step"]) < self.total_steps
 
     @property
     def answers_end(self) -> bool:
@@ -261,11 +267,11 @@ def ask(found: Evidence, count: int) -> None:
     records = Records.open(folder / name, content["key"], content["vocab_size"])
     if records is None:
         return
-    prompts = dict.fromkeys(_prompts(records))
     opened = open_model(str(found.run), found.settings.get("base"))
     lengths = found.texts.lengths if found.texts is not None else []
-    limit = int(min(128, max(16, 2 * median(lengths)))) if lengths else 64
-    asked = [list(ids) for ids in list(prompts)[:count]]
+    limit = min(_LONGEST, max(16, int(1.5 * np.percentile(lengths, 95)))) if lengths else 64
+    room = opened.network.config.n_positions - limit  # a prompt without it would have its answer cut by the context
+    asked = [list(ids) for ids in dict.fromkeys(_prompts(records)) if len(ids) <= room][:count]
     requests = [Request(ids, SamplingConfig(max_new_tokens=limit)) for ids in asked]
     for ids, (done,) in zip(asked, Engine(opened.network, opened.tokenizer).complete(requests), strict=True):
         found.replies.append(Reply(opened.tokenizer.decode(ids), done.text, done.finish_reason))

@@ -24,10 +24,10 @@ from finetwo.core.config import TrainConfig, to_dict
 from finetwo.core.errors import FineTwoError, InputError
 from finetwo.core.files import read_json, sha256_file, write_json
 from finetwo.core.strict_json import parse_json
-from finetwo.data.sealed import METADATA, describe_files
+from finetwo.data.sealed import METADATA, describe_files, read_metadata
 from finetwo.data.source import find_files
 from finetwo.store.peft import WEIGHTS as ADAPTER
-from finetwo.store.run import RunFolder
+from finetwo.store.run import CACHE, RunFolder, is_run_folder
 from finetwo.text.template import Template
 from finetwo.train.resume import code_commit, package_versions
 
@@ -88,18 +88,6 @@ def marks_of(losses: Mapping[str, Any]) -> list[str]:
     """The first digits of the chain after every step."""
     text = "".join(link["marks"] for link in losses["links"])
     return [text[i : i + _MARK] for i in range(0, len(text), _MARK)]
-
-
-def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> int | None:
-    """The first step whose loss differs between two chains, found by the first link that does; None if none does."""
-    before = 0
-    for a, b in zip(old["links"], new["links"], strict=False):
-        if (a["step"], a["sha256"]) != (b["step"], b["sha256"]):
-            pairs = zip(marks_of({"links": [a]}), marks_of({"links": [b]}), strict=False)
-            at = next((i for i, (x, y) in enumerate(pairs, 1) if x != y), None)
-            return before + at if at is not None else min(int(a["step"]), int(b["step"])) + (a["step"] != b["step"])
-        before = int(a["step"])
-    return None if old["steps"] == new["steps"] else before + 1
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -295,3 +283,29 @@ def _compare(old: Any, new: Any, path: str) -> Iterator[str]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:12] if len(text) == 64 and " " not in text else text
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run recorded of how its model is to be asked."""
+
+    run: Path
+    template: Template | None
+    tokenizer: str
+    """Digest of vocabulary and merges."""
+
+
+def recorded_of(folder: Path) -> Recorded | None:
+    """What the run that wrote the model in `folder` recorded, by its receipt or its prepared data; None without one."""
+    run = folder.resolve().parent
+    if not is_run_folder(run):
+        return None
+    if (run / RECEIPT).is_file():
+        receipt = read_receipt(run)
+        content, tokenizer = receipt["template"].get("content"), receipt.get("tokenizer")
+    elif (run / CACHE / METADATA).is_file():
+        made = read_metadata(run / CACHE)
+        content, tokenizer = made["template"], made["tokenizer"]
+    else:
+        return None
+    return Recorded(run, None if content is None else Template.from_dict(content, str(run)), str(tokenizer))
