@@ -34,7 +34,7 @@ def run(name: str, data: str, arguments: EvaluateArguments) -> int:
     from finetwo.insight.serving import ServingOptions, check_serving
     from finetwo.store.hub import resolve
     from finetwo.store.hub_data import data_path
-    from finetwo.train.receipt import recorded_of
+    from finetwo.train.recorded import recorded_of
 
     model = load(name, base=arguments.base, device=arguments.device)
     options = ServingOptions(

@@ -31,6 +31,7 @@ from finetwo.tasks.registry import find_task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.receipt import RECEIPT
+from finetwo.train.recorded import read_receipt
 from finetwo.train.resume import ENVIRONMENT
 from finetwo.train.start import usual_lr
 
@@ -143,8 +144,8 @@ def gather(run: Path) -> Evidence:
         prints = content.get("fingerprint", {})
         found.template, found.total_steps = prints.get("template"), int(prints.get("total_steps") or 0)
     if (run / RECEIPT).is_file():
-        failure = read_json(run / RECEIPT).get("failure")
-        found.failure = failure["line"] if failure and failure.get("type") == "NumericError" else None
+        failure = read_receipt(run)["failure"]
+        found.failure = failure["line"] if failure and failure["type"] == "NumericError" else None
     if not found.steps and not found.evaluations and found.failure is None:
         raise InputError(str(run), "this run has taken no step: there is nothing to explain", None, "let it train")
     _read_models(found)

@@ -26,7 +26,7 @@ from finetwo.tasks.task import Task
 from finetwo.text.template import Template, turns_from_json
 from finetwo.train.evaluate import class_logits
 from finetwo.train.prepare import Prepared, detect_task, prepare_records
-from finetwo.train.receipt import Recorded
+from finetwo.train.recorded import Recorded
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
