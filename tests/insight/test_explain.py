@@ -43,6 +43,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+FRESH = {"task": "pretrain", "size": "2,32,2"}
+
+
 def row(rng: random.Random, index: int) -> dict[str, str]:
     """A question whose answer follows from one of its words."""
     key = rng.randrange(len(KEYS))

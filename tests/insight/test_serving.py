@@ -84,7 +84,10 @@ def test_a_run_is_asked_as_it_was_trained(alpaca: Path, data: Path) -> None:
 
 
 def test_prompts_with_an_input_are_written_by_the_other_text(base: Path, tmp_path: Path) -> None:
-    rows = [r | {"input": "at nine" if i % 2 else ""} for i, r in enumerate(records(12))]
+    rows = [
+        {"instruction": r["prompt"], "input": "at nine" if i % 2 else "", "output": r["completion"]}
+        for i, r in enumerate(records(12))
+    ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     run = trained(data, base, tmp_path / "run", template="alpaca")
     assert check(run, data).passed

@@ -37,11 +37,12 @@ def run(words: list[str]) -> int:
         raise InputError("train", "no data given", None, "finetwo train DATA")
     _check_early(config)
     from finetwo.app.console import Console, say
+    from finetwo.insight.explain import explained
     from finetwo.train.job import train
 
     console = Console(sys.stderr)
     report = train(config, say=say, listeners=[console])
-    for line in report.lines():
+    for line in [*report.lines(), *explained(report.folder)]:
         say(line)
     shown = report.folder
     say(f"model: {shown} (best/ and final/ inside)" if report.best and report.best["step"] else f"model: {shown}/final")
