@@ -171,7 +171,7 @@ def run(words: list[str]) -> int:
         return 0
     arguments, (name, data) = asked
     if arguments.check_serving:
-        return serving.run(name, data, arguments)
+        return _check_serving(name, data, arguments)
     from finetwo.app.api import load
     from finetwo.app.console import say
     from finetwo.insight.measure import measure
@@ -189,6 +189,15 @@ def run(words: list[str]) -> int:
 
         sys.stdout.write(shown(figures) + class_tables(figures))
     return 0
+
+
+def _check_serving(name: str, data: str, arguments: EvaluateArguments) -> int:
+    """Hold how the model is asked against how it was trained; return the exit code."""
+    from finetwo.insight.serving import ServingOptions
+
+    chosen = (arguments.part, arguments.rows, arguments.template, arguments.max_new_tokens, arguments.seed)
+    options = ServingOptions(*chosen)
+    return serving.run(name, data, options, arguments.base, arguments.device, as_json=arguments.json)
 
 
 def _options(arguments: EvaluateArguments) -> Any:

@@ -19,30 +19,26 @@ from typing import TYPE_CHECKING, Any
 from finetwo.core.errors import EnvironmentFault, InputError
 
 if TYPE_CHECKING:
-    from finetwo.app.evaluate import EvaluateArguments
     from finetwo.generate.pipeline import Model
-    from finetwo.insight.serving import Served, Way
+    from finetwo.insight.serving import Served, ServingOptions, Way
 
 _PATIENCE = 3600
 """Seconds after which a command line that says nothing is given up."""
 
 
-def run(name: str, data: str, arguments: EvaluateArguments) -> int:
-    """Check the model `name` on `data`; return the exit code: 0, or 1 where something differs."""
+def run(name: str, data: str, options: ServingOptions, base: str | None, device: str, *, as_json: bool) -> int:
+    """Check the model `name` on `data` and write the outcome; return the exit code: 1 where something differs."""
     from finetwo.app.api import load
     from finetwo.app.console import say
-    from finetwo.insight.serving import ServingOptions, check_serving
+    from finetwo.insight.serving import check_serving
     from finetwo.store.hub import resolve
     from finetwo.store.hub_data import data_path
     from finetwo.train.recorded import recorded_of
 
-    model = load(name, base=arguments.base, device=arguments.device)
-    options = ServingOptions(
-        arguments.part, arguments.rows, arguments.template, arguments.max_new_tokens, arguments.seed
-    )
-    ways = ways_of(model, name, arguments.base, arguments.device)
+    model = load(name, base=base, device=device)
+    ways = ways_of(model, name, base, device)
     outcome = check_serving(model, recorded_of(resolve(name)), data_path(data, say), options, ways, say)
-    shown = json.dumps(outcome.to_dict()) if arguments.json else "\n".join(outcome.lines())
+    shown = json.dumps(outcome.to_dict()) if as_json else "\n".join(outcome.lines())
     sys.stdout.write(shown + "\n")
     return 0 if outcome.passed else 1
 
