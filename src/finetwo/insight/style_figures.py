@@ -203,9 +203,9 @@ def _protocol(texts: Texts, options: StyleOptions) -> dict[str, str]:
     return {
         "authorship": (
             f"mean of log p(model) - log p(base), nats a token, on passages of {shortest} to {options.passage_tokens} "
-            f"tokens, evenly spread and each read alone{behind}; AUC: share of pairs (own, other) in which the author's "
-            "passage has the greater one, ties half (Mann-Whitney); 95 % interval from 1,000 bootstrap resamples of both "
-            "sides"
+            f"tokens, evenly spread and each read alone{behind}; AUC: share of pairs (own, other) in which the "
+            "author's passage has the greater one, ties half (Mann-Whitney); 95 % interval from 1,000 bootstrap "
+            "resamples of both sides"
         ),
         "copying": (
             f"{len(texts.openings)} continuations of at most {s.max_new_tokens} tokens of {start} held-out text, {how};"
