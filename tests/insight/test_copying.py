@@ -72,9 +72,9 @@ def test_hashes_only_propose(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were every hash the same, the answer would be too."""
     source, texts = [1, 2, 3, 4, 5, 1, 2, 3], [[2, 3, 4, 9, 1, 2, 3], [7, 7, 7]]
     monkeypatch.setattr(copying, "_hashes", lambda tokens, n: np.zeros(max(0, len(tokens) - n + 1), np.uint64))
-    assert (
-        as_lists(matches(np.array(source), texts, 3)) == brute(source, texts, 3) == [[3, 0, 0, 0, 3, 0, 0], [0, 0, 0]]
-    )
+    found = as_lists(matches(np.array(source), texts, 3))
+    assert found == brute(source, texts, 3)
+    assert found == [[3, 0, 0, 0, 3, 0, 0], [0, 0, 0]]
 
 
 def test_texts_do_not_run_into_each_other() -> None:

@@ -75,7 +75,7 @@ def folders(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.Monke
     shape = tiny_config(vocab_size=400)
     for seed, name in enumerate(("base", "model")):
         save_model(tmp_path / name, random_network(shape, seed), tiny_tokenizer, Extras())
-    other = Tokenizer(train_vocabulary(iter(["quite another text, with words of its own " * 9] * 4), 300))
+    other = Tokenizer(train_vocabulary(iter(["quite another text, with words of its own " * 9] * 4), 280))
     save_model(tmp_path / "alien", random_network(tiny_config(vocab_size=other.vocab_size)), other, Extras())
     save_model(tmp_path / "short", random_network(tiny_config(vocab_size=400, n_positions=9)), tiny_tokenizer, Extras())
     model = load("base")

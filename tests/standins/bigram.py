@@ -1,8 +1,9 @@
-"""A network made by hand that recites: after each token it says the one that it was told follows, whatever stands before."""
+"""A network made by hand that recites: after each token it says the one that it was told follows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -16,7 +17,7 @@ RECITED = "ab cd\tEF\ngh\x0bij klm?nopq!rstuvwxyz0123456789ABCDGHIJKLMNOPQRSTUVW
 def successors(tokens: Sequence[int]) -> dict[int, int]:
     """What follows each token; every token must stand there once."""
     assert len(set(tokens)) == len(tokens)
-    return dict(zip(tokens, tokens[1:], strict=False))
+    return dict(pairwise(tokens))
 
 
 def bigram_network(vocab_size: int, follows: Mapping[int, int], n_positions: int = 128) -> Network:
