@@ -31,6 +31,7 @@ def test_who_refused_them_before_still_does(wanted: bool) -> None:
 
 def test_what_is_not_asked_for_is_not_imported() -> None:
     """torch's setter alone imports its compiler, a second before a fault of the data could be told."""
-    code = "import sys; from finetwo.train.rng import strictly\nwith strictly(False): pass\nprint('torch._inductor' in sys.modules)"
+    inside = "with strictly(False):\n    import sys\nprint('torch._inductor' in sys.modules)"
+    code = f"from finetwo.train.rng import strictly\n{inside}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
