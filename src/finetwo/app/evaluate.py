@@ -113,7 +113,7 @@ def _settle(arguments: EvaluateArguments, words: Words) -> EvaluateArguments:
 
     words.expect("evaluate", 2, 2, "a model and a data file are needed", _USAGE)
     if arguments.part not in ("all", "train", "validation", "test"):
-        raise InputError("--part", "must be train, validation, test or all", arguments.part)
+        raise InputError("--part", "must be train, validation, test or all", arguments.part, "give one of them")
     lows = {"batch_size": 1, "max_new_tokens": 1, "max_length": 2, "stride": 1, "judge_parallel": 1}
     for name, low in lows.items():
         value = getattr(arguments, name)

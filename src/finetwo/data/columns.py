@@ -301,7 +301,13 @@ def select(row: Row, columns: Columns) -> dict[str, str]:
         else:
             kind = kind_of(value)
             got = kind if value is None else f"{kind}: {value!r}"
-            raise InputError(row.where, f"the field '{name}' ({role}) must be text", got, "put the value in quotes")
+            fix = (
+                "put the value in quotes"
+                if isinstance(value, int | float)
+                else f"give a text, or map another column: --rows.columns.{role} NAME"
+            )
+            fix = "fill it in, or leave the record out" if value is None else fix
+            raise InputError(row.where, f"the field '{name}' ({role}) must be text", got, fix)
     if columns.kind == "instruct" and columns.messages is None:
         taken.setdefault("input", "")
     used = set(columns.roles.values())

@@ -219,7 +219,7 @@ def _saved(folder: Path) -> list[Path]:
         return []
     names = [item.get("filename") if isinstance(item, dict) else None for item in listed]
     if not all(isinstance(name, str) and name and Path(name).name == name for name in names):
-        raise InputError(str(folder / _SAVED), "refused: a data file must be a plain name", names[0])
+        raise InputError(str(folder / _SAVED), "refused: a data file must be a plain name", names[0], "save it again")
     for name in names:
         if not (folder / str(name)).is_file():
             fix = "save or copy the data set again"

@@ -19,6 +19,7 @@ from finetwo.core.config import TrainConfig
 from finetwo.core.errors import EnvironmentFault, InputError
 from finetwo.data.examples import Loaded, load_splits
 from finetwo.data.loader import Loader
+from finetwo.data.sealed import is_prepared
 from finetwo.data.sequences import IGNORE
 from finetwo.data.sharing import stream_splits
 from finetwo.insight.corpus_doctor import examine_texts
@@ -34,7 +35,7 @@ from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.corpora import prepare_stream
 from finetwo.train.optimizer import freeze
 from finetwo.train.prepare import Prepared, detect_task, prepare_records
-from finetwo.train.prepared import Wanted, is_prepared, prepare
+from finetwo.train.prepared import Wanted, prepare
 from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
 from finetwo.train.templates import make_template
 
