@@ -29,7 +29,7 @@ CHECKS: dict[str, str] = {
     "answers byte for byte": "answers are not what the learned tokens spell",
     "text as written": "records' tokens do not spell their text",
     "prompt as served": "records' prompts differ from the prompt in use (another template?)",
-    "class on the last token": "records do not carry their class on the last token alone",
+    "class on the last token": "records do not carry their own class on the last token alone",
     "every token learned": "tokens of the text are not learned, or not as what follows",
 }
 """Each check, and what is wrong where it fails."""
@@ -59,9 +59,13 @@ class Check:
     def line(self) -> str:
         """The check as one line."""
         if self.ok:
-            return f"ok      {self.name} ({self.of:,} looked at)"
+            return f"ok      {self.name} ({f'{self.of:,} looked at' if self.of else 'there is none'})"
         named = "; ".join(self.places[:3])
         return f"FAILED  {self.name}: {self.failed:,} of {self.of:,} {CHECKS[self.name]}: {named}"
+
+    def brief(self) -> str:
+        """The failure in a few words, with its first place."""
+        return f"{self.name}: {self.failed:,}" + (f" ({self.places[0]})" if self.places else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""
@@ -177,9 +181,10 @@ def _ends(found: Certificate, record: Laid, told: Told) -> None:
     """Each whole answer must be followed by end-of-text, and that must be learned."""
     ended = set(told.answer_of[told.roles == END].tolist()) - {-1}
     learned = set(told.answer_of[(told.roles == END) & record.learned].tolist())
+    there = set(told.answer_of.tolist())
     last = len(told.answers) - 1
     for number in range(len(told.answers)):
-        if not record.whole and (number == last or number not in set(told.answer_of.tolist())):
+        if not record.whole and (number == last or number not in there):
             continue  # cut off
         found.check("end-of-text there").count(int(number not in ended), record.where)
         if number in ended:
