@@ -110,7 +110,7 @@ def cheap_findings(loaded: Loaded, template: Template | None, lines: int = 5) ->
     try:
         found = [f for f in examine(loaded, template, near=False).findings if f.kind not in _SAID]
     except Exception as error:
-        return [f"data: could not be looked over: {type(error).__name__}: {shown(error)}"]
+        return [f"data: could not be looked over: {type(error).__name__}: {shown(str(error))}"]
     found.sort(key=lambda f: not f.strict)
     told = [f"data: {f.line(1)}" for f in found[:lines]]
     more = f"{len(found) - lines} more kinds of findings, and all " if len(found) > lines else "more "

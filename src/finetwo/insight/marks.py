@@ -31,7 +31,7 @@ _REST = "\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜�
 # A lone letter in quotation marks, and one that ends a word in capitals before a mark or a fixed blank, are no damage.
 _MOJIBAKE = re.compile(
     rf"(?<![A-ZÀ-Þ])[ÂÃ](?!(?<=[„“”«»‘’‚][ÂÃ])[“”«»‘’])[{_REST}]|(?<=[A-ZÀ-Þ])[ÂÃ](?![\u00a0«»‘’“”…–—•])[{_REST}]"
-    rf"|â[€\u0080][{_REST}]|â[‚\u0082]¬|â„¢|ð[Ÿ\u009f][{_REST}]|ï»¿|ï¿½"
+    rf"|â[€\u0080][{_REST}]|â[‚\u0082]¬|â[„\u0084]¢|ð[Ÿ\u009f][{_REST}]|ï»¿|ï¿½"
 )
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f\u0080-\u0084\u0086-\u009f]")
 _HTML = re.compile(
