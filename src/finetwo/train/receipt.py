@@ -28,6 +28,7 @@ from finetwo.data.source import find_files
 from finetwo.store.peft import WEIGHTS as ADAPTER
 from finetwo.store.run import RunFolder
 from finetwo.text.template import Template
+from finetwo.train.machine import peak_bytes
 from finetwo.train.resume import code_commit, package_versions
 
 RECEIPT = "receipt.json"
@@ -147,6 +148,7 @@ class Receipt:
             "failure": end,
             "losses": chain_of(self.folder.metrics).to_dict(),
             "figures": _finite(self._figures),
+            "peak_memory_bytes": peak_bytes(self.subject.device),
             "weights": {"file": f"final/{weights.name}", "sha256": sha256_file(weights)} if weights and done else None,
         }
         write_json(self.folder.path / RECEIPT, content)
