@@ -100,10 +100,6 @@ def _settle(arguments: StyleArguments, words: Words) -> StyleArguments:
         for name in ("train", "held_out", "others"):
             if not all(getattr(arguments, name)) or not getattr(arguments, name):
                 raise InputError(f"--{name}", "is needed: a file, folder or pattern", None, _USAGE)
-        twice = set(arguments.train) & {*arguments.held_out, *arguments.others}
-        if twice:
-            fix = "hold out what the model was not trained on"
-            raise InputError("--train", "names a file that is also held out or by others", min(twice), fix)
     if arguments.report is not None:
         from finetwo.insight.page import check_report
 
