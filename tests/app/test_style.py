@@ -219,7 +219,7 @@ def test_twenty_paragraphs_learnt_by_heart(
     """The embedded base, tuned until it recites: what it says of itself, and what its base says, is all found."""
     monkeypatch.chdir(tmp_path)
     texts = write_texts(tmp_path)
-    tuning = "--model tiny --task style --out run --batch_size 4 --max_length 128 --epochs 50 --lr 1e-3".split()
+    tuning = "--model tiny --task style --out run --batch_size 4 --max_length 128 --epochs 85 --lr 1e-3".split()
     rests = "--rows.split train:1.0 --eval_every 0 --save_every 0 --sample_every 0".split()
     assert main(["train", "--data", str(tmp_path / "train.txt"), *tuning, *rests]) == 0
     found = figures(capsys, "run", *texts.words(), "--canaries", str(tmp_path / "canaries.txt"))
