@@ -88,10 +88,10 @@ def test_a_run_beside_its_base_and_an_endpoint(here: Path, capsys: pytest.Captur
         words = ["run", "base", f"{chat.url}#llama-7b", *ASK, "--prefix", "shots.txt", "--prefix_for", "endpoints"]
         found = figures(capsys, *words)
         for ending in ("html", "md", "txt"):
-            code, out, error = ask(capsys, *words, "--report", f"page.{ending}")
+            code, _, error = ask(capsys, *words, "--report", f"page.{ending}")
             assert code == 0, error
             page = (here / f"page.{ending}").read_text(encoding="utf-8")
-            for part in ("llama-7b", "heard 23", "Who's there?".replace("'", "&#x27;" if ending == "html" else "'")):
+            for part in ("llama-7b", "heard 22", "Who's there?".replace("'", "&#x27;" if ending == "html" else "'")):
                 assert part in page, (ending, part)
     sent = [body["messages"][-1]["content"] for body in chat.bodies[:3]]
     assert sorted(sent) == sorted("Q: a\nA: b\n\nQ: " + p for p in PROMPTS)

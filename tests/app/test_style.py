@@ -71,7 +71,8 @@ def test_who_recites_is_caught(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert author["against"] == {"others.txt": {"auc": 1.0, "passages": author["passages_others"]}}
     assert found["copying"]["model"]["8"]["rate"] > 0.5
     assert found["copying"]["base"]["8"]["copied"] == 0
-    assert found["copying"]["held_out"]["8"]["copied"] == 0  # its pieces are shorter
+    assert found["copying"]["held_out"]["8"]["rate"] < 0.2  # its pieces are shorter, few are in their old order
+    assert found["copying"]["held_out"]["20"]["copied"] == 0 < found["copying"]["model"]["13"]["copied"]
     assert found["copying"]["spans"][0]["text"] in RECITED
     assert found["copying"]["spans"][0]["where"].startswith("train.txt, line ")
     recited = found["extraction"]["32 tokens"]
@@ -88,7 +89,7 @@ def test_who_recites_is_caught(here: Path, capsys: pytest.CaptureFixture[str]) -
 def test_the_page_shows_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tuned", *QUICK, "--canaries", "canaries.txt"]
     found = figures(capsys, *words)
-    for ending in ("html", "md", "txt"):
+    for ending in ("html", "md"):
         code, out, error = ask(capsys, *words, "--report", f"page.{ending}")
         assert code == 0, error
         written = Path(f"page.{ending}").read_text(encoding="utf-8")
@@ -191,8 +192,11 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["tuned", *[w for w in QUICK if w not in ("--base", "base")]], ["tuned", "--base"]),
     (["nowhere", *QUICK], ["nowhere"]),
     (["tuned", *QUICK, "--others", "none.txt"], ["none.txt"]),
-    (["tuned", *QUICK, "--others", "short.txt"], ["--others", "fewer than two passages of 32 to 32 tokens"]),
-    (["tuned", *QUICK, "--others", "held.txt", "--train", "held.txt"], ["--train", "held.txt"]),
+    (
+        ["tuned", *[w.replace("others.txt", "short.txt") for w in QUICK]],
+        ["--others", "fewer than two passages of 32 to 32 tokens"],
+    ),
+    (["tuned", *[w.replace("others.txt", "train.txt") for w in QUICK]], ["--others", "is also training text"]),
     (["tuned", *QUICK, "--extraction", "3"], ["--extraction", "did you mean"]),
 ]
 
@@ -215,7 +219,7 @@ def test_twenty_paragraphs_learnt_by_heart(
     """The embedded base, tuned until it recites: what it says of itself, and what its base says, is all found."""
     monkeypatch.chdir(tmp_path)
     texts = write_texts(tmp_path)
-    tuning = "--model tiny --task style --out run --batch_size 4 --max_length 128 --epochs 50 --lr 1e-3".split()
+    tuning = "--model tiny --task style --out run --batch_size 4 --max_length 128 --epochs 85 --lr 1e-3".split()
     rests = "--rows.split train:1.0 --eval_every 0 --save_every 0 --sample_every 0".split()
     assert main(["train", "--data", str(tmp_path / "train.txt"), *tuning, *rests]) == 0
     found = figures(capsys, "run", *texts.words(), "--canaries", str(tmp_path / "canaries.txt"))

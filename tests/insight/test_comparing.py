@@ -103,7 +103,7 @@ def test_hostile_text_is_shown_and_does_nothing(tiny_tokenizer: Tokenizer) -> No
         assert "\x1b" not in form
         assert "‮" not in form
         assert "u202e" in form
-    assert text.count(r"\x1b[31mred") == 6
+    assert text.count(r"\x1b[31mred") == 8
     for form in (marked, web):
         assert "<script" not in form
         assert form.count("&lt;script&gt;") >= 6

@@ -144,7 +144,7 @@ def test_a_folder_is_shared_out_as_in_training(reading: Reading) -> None:
     [
         ("none.txt", None, "none.txt"),
         ("blank.txt", " \n", "0 records"),
-        ("classes.csv", "text,label\na b,x\nc d,y\n", "holds classes"),
+        ("classes.csv", "premise,hypothesis,label\na b,c,x\nc d,e,y\n", "holds classes"),
         ("data.jsonl", '{"prompt": "a"\n', "data.jsonl"),
     ],
 )

@@ -33,8 +33,8 @@ def no_key_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(tiny_tokenizer: Tokenizer) -> Model:
-    network = random_network(tiny_config(vocab_size=400, n_positions=96))
-    return Model(network, tiny_tokenizer, Template.named("alpaca"), "instruct", "m")
+    network = random_network(tiny_config(vocab_size=400, n_positions=192))
+    return Model(network, tiny_tokenizer, Template.named("chat"), "instruct", "m")
 
 
 def test_what_is_an_endpoint() -> None:
@@ -142,7 +142,7 @@ def test_what_was_written_is_what_the_network_read(model: Model) -> None:
 def test_a_long_prompt_loses_its_beginning_on_both_accounts(model: Model) -> None:
     side = Side("m", model=model)
     ask(side, ["the lamp " * 200], SamplingConfig(max_new_tokens=5), raw=True)
-    assert len(side.written[0].prompt) == 96 - 5
+    assert len(side.written[0].prompt) == 192 - 5
 
 
 def test_nothing_leaves_without_an_endpoint(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

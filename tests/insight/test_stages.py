@@ -15,7 +15,16 @@ from finetwo.store.checkpoint import open_checkpoint
 from finetwo.store.folder import Extras, save_model
 from finetwo.text.tokenizer import Tokenizer
 
-QUICK = {"task": "style", "batch_size": 2, "max_length": 16, "lr": 1e-2, "max_steps": 6, "sample_every": "0", "keep": 9}
+QUICK = {
+    "task": "style",
+    "batch_size": 2,
+    "max_length": 16,
+    "lr": 1e-2,
+    "max_steps": 6,
+    "sample_every": "0",
+    "keep": 9,
+    "rows": {"split": "train:0.9,validation:0.1"},
+}
 
 
 @pytest.fixture
@@ -24,7 +33,7 @@ def here(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     save_model(
         tmp_path / "base", Network.fresh(tiny_config(vocab_size=400, n_positions=32), 1), tiny_tokenizer, Extras()
     )
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "text.txt").write_text(TEXT * 3, encoding="utf-8")
     return tmp_path
 
 

@@ -210,7 +210,8 @@ def _protocol(texts: Texts, options: StyleOptions) -> dict[str, str]:
         "copying": (
             f"{len(texts.openings)} continuations of at most {s.max_new_tokens} tokens of {start} held-out text, {how};"
             " share of their n-grams of tokens that stand word for word anywhere in the training text, found exactly; "
-            "held_out: how the author went on after the same openings; 95 % interval by Poisson bootstrap over texts"
+            "the author, held out: how it goes on there after the same openings; 95 % interval by Poisson bootstrap "
+            "over texts"
         ),
         "extraction": (
             f"greedy, all of the next {extraction.CONTINUATION} tokens right; passages evenly spread; 95 % interval of "
