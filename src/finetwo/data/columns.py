@@ -173,7 +173,19 @@ def _find(
             return Columns(text=actual["text"], layout="text")
     what = f"no known columns among the fields found: {_listed(names)}"
     fix = f"say which is which: {_FLAGS[kind]}; --rows.names A,B where the file has no header line"
-    raise InputError(where, what, fix=fix)
+    raise InputError(where, what, fix=_if_asked(names, actual, given) + fix if kind is None else fix)
+
+
+def _if_asked(names: Sequence[str], actual: Mapping[str, str], given: Mapping[str, str]) -> str:
+    """The task that would read these columns if it were asked for, as the first half of a remedy; '' if none would."""
+    if _label(actual, given) is None:
+        return ""
+    pair = _pair(names, actual, given, known=True)
+    found = pair if pair.second is not None else _classes(names, actual, given)
+    if not found.roles.keys() >= set(NEEDED[found.kind]):
+        return ""
+    parts = ", ".join(f"{role} = '{name}'" for role, name in found.roles.items())
+    return f"--task {found.kind} would take {parts}; or "
 
 
 def _known(actual: Mapping[str, str], wanted: ColumnsConfig, given: Mapping[str, str], where: str) -> Columns | None:

@@ -145,7 +145,10 @@ def _nothing(folder: Path, names: Sequence[Path], data: Sequence[Path]) -> Input
     fix = f"give the file: {data[0]}" if len(data) == 1 else "name the files so, or give one file"
     if refused and not data:
         fix = f"convert {refused[0]} to JSONL, one JSON object a line: {CONVERT}"
-    seen = ", ".join(item.name for item in names[:5]) or "no files"
+    inside = [] if names else sorted(item.name for item in folder.iterdir() if item.is_dir())
+    if inside:  # by author, say
+        fix = f"give one of the folders, or a pattern in quotes: '{folder / '*' / '*.txt'}'"
+    seen = ", ".join([item.name for item in names[:5]] or inside[:5]) or "no files"
     what = f"no data found in the folder; looked for {_LOOKED_FOR}, or only .txt"
     return InputError(str(folder), what, seen, fix)
 
