@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetwo.core.config import TrainConfig, parse_every
 from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
+from finetwo.insight.pages import walk
 from finetwo.model.network import Network
 from finetwo.train.evaluate import attend_for, autocast, class_logits, evaluate, to_device
 from finetwo.train.machine import peak_bytes
@@ -92,7 +93,7 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
     """Time a few steps of the job that `config` describes, and reckon with them; the weights of `network` stay."""
     device = next(network.parameters()).device
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
-    lengths = np.array([len(loader.data.get(i, 0)) for i in range(len(loader.data))], dtype=np.int64)
+    lengths = np.fromiter((len(s) for s in walk(loader.data)), dtype=np.int64, count=len(loader.data))
     sizes = _sizes(loader, range(loader.steps_per_epoch), lengths)
     whole, rest = divmod(total, loader.steps_per_epoch)
     read = whole * sum(sizes) + sum(_sizes(loader, range(total - rest, total), lengths))
