@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetwo.core.config import TrainConfig, parse_every
 from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
+from finetwo.insight.pages import walk
 from finetwo.model.network import Network
 from finetwo.train.evaluate import attend_for, autocast, class_logits, evaluate, to_device
 from finetwo.train.machine import peak_bytes
@@ -88,11 +90,13 @@ def _words(seconds: float) -> str:
 
 
 def estimate(network: Network, loader: Loader, validation: Sequences | None, config: TrainConfig) -> Estimate:
-    """Time three steps of the job that `config` describes, and reckon with them; the weights of `network` stay."""
+    """Time a few steps of the job that `config` describes, and reckon with them; the weights of `network` stay."""
     device = next(network.parameters()).device
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
-    sizes = _step_sizes(loader)
-    read = _tokens_of(sizes, total)
+    lengths = np.fromiter((len(s) for s in walk(loader.data)), dtype=np.int64, count=len(loader.data))
+    sizes = _sizes(loader, range(loader.steps_per_epoch), lengths)
+    whole, rest = divmod(total, loader.steps_per_epoch)
+    read = whole * sum(sizes) + sum(_sizes(loader, range(total - rest, total), lengths))
     learned = sum(p.numel() for p in trainable(network).values())
     size = sum(p.numel() for p in network.parameters())
     largest = max(range(len(sizes)), key=sizes.__getitem__)
@@ -126,14 +130,9 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
     )
 
 
-def _step_sizes(loader: Loader) -> list[int]:
-    """Tokens of each step of the first epoch."""
-    return [sum(len(loader.data.get(i, 0)) for i in loader.indices(step)) for step in range(loader.steps_per_epoch)]
-
-
-def _tokens_of(sizes: list[int], total: int) -> int:
-    whole, rest = divmod(total, len(sizes))
-    return whole * sum(sizes) + sum(sizes[:rest])
+def _sizes(loader: Loader, steps: range, lengths: NDArray[np.int64]) -> list[int]:
+    """Tokens of each of some steps."""
+    return [int(lengths[loader.indices(step)].sum()) for step in steps]
 
 
 def _times(every: str, total: int, steps_per_epoch: int) -> int:

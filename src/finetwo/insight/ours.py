@@ -18,6 +18,7 @@ from finetwo.data.records import Records
 from finetwo.data.sequences import IGNORE, Sequence
 from finetwo.insight.coverage import Certificate, certify
 from finetwo.insight.laid import ROLES, Laid, Piece, Table, Told, tell
+from finetwo.insight.pages import release, walk
 from finetwo.tasks.task import Task
 from finetwo.text.template import Template, Turn, turns_from_json, turns_json
 from finetwo.text.tokenizer import Tokenizer
@@ -26,6 +27,8 @@ from finetwo.train.prepare import Prepared
 Hear = Callable[[Laid, Told], None]
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _BLOCK = 1 << 20
+_STEPS = 1000
+"""Steps whose batches are laid out before the pages of the data are given back."""
 
 
 def _nothing(record: Laid, told: Told) -> None:
@@ -100,8 +103,8 @@ def _examples(prepared: Prepared, loaded: Loaded) -> Iterator[tuple[Sequence, Ex
     by_place = {e.where: e for part in loaded.splits.values() for e in part}
     for data in prepared.splits().values():
         assert isinstance(data, Records)
-        for i in range(len(data)):
-            yield data.get(i, 0), by_place[data.place(i)]
+        for i, sequence in enumerate(walk(data)):
+            yield sequence, by_place[data.place(i)]
 
 
 def certify_records(
@@ -161,8 +164,7 @@ def certify_stream(prepared: Prepared, tokenizer: Tokenizer) -> Certificate:
     for name, data in prepared.splits().items():
         assert isinstance(data, Chunks)
         corpus, at = data.corpus, 0
-        for i in range(len(data)):
-            chunk = data.get(i, 0)
+        for i, chunk in enumerate(walk(data)):
             follow = np.asarray(corpus.tokens[at + 1 : at + 1 + len(chunk)], dtype=np.int64)
             wrong = len(chunk) if len(follow) != len(chunk) else int((chunk.targets != follow).sum())
             found.check("every token learned").count(wrong, f"{name}: chunk {i}", len(chunk))
@@ -188,6 +190,7 @@ def _count_stream(found: Certificate, data: Chunks, table: Table) -> int:
         found.tokens["end"] += ends
         found.learned["answer"] += len(block) - ends
         found.learned["end"] += ends - int(at == 0 and block[0] == table.eot)
+        release(data)
     return spelled
 
 
@@ -195,8 +198,7 @@ def certify_masks(prepared: Prepared, tokenizer: Tokenizer) -> Certificate:
     """What can be told of prepared data whose texts are not there: its targets are the tokens that follow."""
     found = Certificate()
     for name, data in prepared.splits().items():
-        for i in range(len(data)):
-            s = data.get(i, 0)
+        for i, s in enumerate(walk(data)):
             learned = s.targets != IGNORE
             if prepared.labels:
                 right = learned.sum() == 1 and bool(learned[-1])
@@ -227,3 +229,5 @@ def count_padding(found: Certificate, loader: Loader, data: Sequences) -> None:
         extra = abs(sum(b.learned for b in batches) - want)
         found.learned["padding"] += extra
         found.check("padding in loss").count(extra, f"step {step + 1}", padding)
+        if step % _STEPS == 0:
+            release(data)

@@ -128,7 +128,8 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
             loaded = load_splits(data, config.rows, config.seed, _silent, task.kind)
         certificate = _certify(made, loaded, config, start.tokenizer, watch)
         count_padding(certificate, loader, made.train)
-        certificate.proof = prove(start.network.float(), proof_sample(made, watch.proved))
+        sample = proof_sample(made, watch.proved, start.network.config.n_positions)
+        certificate.proof = prove(start.network.float(), sample)
         diagnosis, lengths = _diagnose(config, data, made, loaded, watch)
         shown_samples = watch.samples or chunk_samples(made, start.tokenizer, samples)
     return Plan(

@@ -92,11 +92,13 @@ def chunk_samples(made: Prepared, tokenizer: Tokenizer, count: int) -> list[Show
     return found
 
 
-def proof_sample(made: Prepared, told: Sequence[Told]) -> Sample:
+def proof_sample(made: Prepared, told: Sequence[Told], context: int) -> Sample:
     """A few short training records; `told`, of the first of them, says where something may be learned.
 
-    Where it says nothing (a stream, a folder of `finetwo prepare`) that is taken from the targets.
+    Where it says nothing (a stream, a folder of `finetwo prepare`) that is taken from the targets. `context` is the
+    network's: one token of padding finds room in it.
     """
+    short = min(_SHORT, context - 1)
     data = made.splits()["train"]
     known = told[: len(data)]
     numbers = sorted(range(len(known) or min(_AMONG, len(data))), key=lambda n: len(data.get(n, 0)))
@@ -110,7 +112,7 @@ def proof_sample(made: Prepared, told: Sequence[Told]) -> Sample:
             own = known[number]
             allowed = ((own.roles == ANSWER) | ((own.roles == END) & (own.answer_of >= 0)))[1:].tolist()
             may[:] = [*allowed, *[False] * (len(s) - len(allowed))][: len(s)]
-        low = max(0, len(s) - _SHORT) if made.labels else max(0, min(int(may.argmax()) - _SHORT // 2, len(s) - _SHORT))
-        part = slice(low, low + _SHORT)
+        low = max(0, len(s) - short) if made.labels else max(0, min(int(may.argmax()) - short // 2, len(s) - short))
+        part = slice(low, low + short)
         rows.append((s.tokens[part].tolist(), s.targets[part].tolist(), may[part].tolist(), [True] * len(may[part])))
-    return sample_of(rows, _SHORT)
+    return sample_of(rows, short)

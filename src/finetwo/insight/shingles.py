@@ -25,7 +25,7 @@ BANDS, ROWS = 32, 4
 _RUN = 1000
 """How many earlier texts of one band a text is compared with at most."""
 _PAIRS = 2_000_000
-_WORDS = 1 << 20
+_WORDS = 1 << 18
 _BATCH = 4096
 _MIX = tuple(np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
 
