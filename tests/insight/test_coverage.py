@@ -163,14 +163,14 @@ def first(s: Encoded) -> int:
 
 
 FAULTS: dict[str, tuple[Change, set[str]]] = {
-    "the prompt is learned": (lambda s, eot: _set(s, 0, int(s.tokens[1])), {"prompt in loss"}),
+    "the prompt is learned": (lambda s, eot: _set(s, 0, int(s.tokens[1])), {"prompt out of the loss"}),
     "the header is learned": (
         lambda s, eot: _set(s, first(s) - 1, int(s.tokens[first(s)])),
-        {"header in loss"},
+        {"header out of the loss"},
     ),
     "a token of the answer is not learned": (
         lambda s, eot: _set(s, first(s) + 1, IGNORE),
-        {"answer in loss", "answers byte for byte"},
+        {"answer in the loss", "answers byte for byte"},
     ),
     "the end is not learned": (lambda s, eot: _set(s, -1, IGNORE), {"end-of-text there"}),
     "there is no end": (
@@ -267,8 +267,8 @@ def test_seed_000_is_flagged_fault_by_fault(tiny_tokenizer: Tokenizer) -> None:
     real = sum(int(record.real.sum()) for record in records)
     header = sum(len(tiny_tokenizer.encode("\n\n### Response: ")) for _ in records)
     assert failed(found) == {
-        "padding in loss": 200 * len(records) - real,
-        "header in loss": header,
+        "padding out of the loss": 200 * len(records) - real,
+        "header out of the loss": header,
         "end-of-text there": len(records),
     }
     lines = "\n".join(found.lines())
@@ -278,10 +278,20 @@ def test_seed_000_is_flagged_fault_by_fault(tiny_tokenizer: Tokenizer) -> None:
 def test_seed_002_is_flagged_fault_by_fault(tiny_tokenizer: Tokenizer) -> None:
     records = as_seed_002(tiny_tokenizer, ended=False)
     found = certify(records, tiny_tokenizer, len(records))
-    assert set(failed(found)) == {"prompt in loss", "header in loss", "end-of-text there", "prompt as served"}
+    assert set(failed(found)) == {
+        "prompt out of the loss",
+        "header out of the loss",
+        "end-of-text there",
+        "prompt as served",
+    }
     records = as_seed_002(tiny_tokenizer, ended=True)  # an end that the collator takes for padding
     found = certify(records, tiny_tokenizer, len(records))
-    assert set(failed(found)) == {"prompt in loss", "header in loss", "end-of-text learned", "prompt as served"}
+    assert set(failed(found)) == {
+        "prompt out of the loss",
+        "header out of the loss",
+        "end-of-text learned",
+        "prompt as served",
+    }
     assert failed(found)["end-of-text learned"] == failed(found)["prompt as served"] == len(records)
     assert "is padding told by the end-of-text id?" in "\n".join(found.lines())
 
@@ -307,5 +317,5 @@ def test_lines_and_json_tell_the_same(tiny_tokenizer: Tokenizer) -> None:
     assert {n for n, c in by_name.items() if not c["ok"]} == set(failed(found))
     for line in found.lines():
         assert line.isprintable()
-    assert found.check("padding in loss").brief().startswith("padding in loss: ")
+    assert found.check("padding out of the loss").brief().startswith("padding out of the loss: ")
     assert Template.named("dolly").text.startswith("### Instruction")

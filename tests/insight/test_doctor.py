@@ -145,7 +145,7 @@ def test_the_cheap_part_says_little_and_never_fails(tmp_path: Path, monkeypatch:
     found = loaded(tmp_path)
     lines = cheap_findings(found, None)
     assert len(lines) == 6 and all(line.startswith("data: ") for line in lines)
-    assert lines[0].startswith("data: duplicate: 3 records that repeat an earlier one of their split: ")
+    assert lines[0].startswith("data: duplicate: 3 records that repeat an earlier one of the same split: ")
     assert "overlap" not in "".join(lines) and "finetwo plan" in lines[-1]
     words = Words(10)
     rows = [words.record() for _ in range(12)]

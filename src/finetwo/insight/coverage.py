@@ -19,11 +19,11 @@ from finetwo.text.tokenizer import Tokenizer
 _PLACES = 20
 CHECKS: dict[str, str] = {
     "all records there": "records are missing without a reason",
-    "padding in loss": "padding tokens carry loss",
-    "prompt in loss": "tokens of the prompt carry loss",
-    "header in loss": "tokens of the template's headers carry loss",
-    "other in loss": "tokens that belong to no part of the record carry loss",
-    "answer in loss": "tokens of answers carry no loss",
+    "padding out of the loss": "padding tokens carry loss",
+    "prompt out of the loss": "tokens of the prompt carry loss",
+    "header out of the loss": "tokens of the template's headers carry loss",
+    "other out of the loss": "tokens that belong to no part of the record carry loss",
+    "answer in the loss": "tokens of answers carry no loss",
     "end-of-text there": "whole answers have no end-of-text behind them, so the model never learns to stop",
     "end-of-text learned": "end-of-text tokens carry no loss (is padding told by the end-of-text id?)",
     "answers byte for byte": "answers are not what the learned tokens spell",
@@ -134,10 +134,10 @@ def certify(
     """
     found, table = Certificate(), Table(tokenizer)
     for name in (
-        "padding in loss",
-        "prompt in loss",
-        "header in loss",
-        "answer in loss",
+        "padding out of the loss",
+        "prompt out of the loss",
+        "header out of the loss",
+        "answer in the loss",
         "end-of-text there",
         "end-of-text learned",
         "answers byte for byte",
@@ -166,13 +166,17 @@ def _count(found: Certificate, record: Laid, told: Told) -> None:
         found.learned[role] += int(with_loss[i])
     # a separator between prompts is an end that must not be learned
     stray = int((record.learned & (told.roles == END) & (told.answer_of < 0)).sum())
-    for number, name in ((PADDING, "padding in loss"), (PROMPT, "prompt in loss"), (HEADER, "header in loss")):
+    for number, name in (
+        (PADDING, "padding out of the loss"),
+        (PROMPT, "prompt out of the loss"),
+        (HEADER, "header out of the loss"),
+    ):
         extra = stray if number == PROMPT else 0
         found.check(name).count(int(with_loss[number]) + extra, record.where, int(every[number]))
     if every[OTHER]:
-        found.check("other in loss").count(int(with_loss[OTHER]), record.where, int(every[OTHER]))
+        found.check("other out of the loss").count(int(with_loss[OTHER]), record.where, int(every[OTHER]))
     first = int(len(told.roles) > 0 and told.roles[0] == ANSWER)  # it has nothing before it
-    found.check("answer in loss").count(
+    found.check("answer in the loss").count(
         int(every[ANSWER] - with_loss[ANSWER]) - first, record.where, int(every[ANSWER])
     )
 

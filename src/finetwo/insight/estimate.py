@@ -67,7 +67,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""
-        return asdict(self)
+        return asdict(self) | {"words": self.lines()}
 
     def lines(self) -> list[str]:
         """The estimate as lines for a person."""
@@ -75,7 +75,7 @@ class Estimate:
         return [
             f"parameters: {self.trainable:,} of {self.parameters:,} are trained",
             f"steps: {self.steps:,} ({self.steps_per_epoch:,} an epoch), {self.tokens:,} tokens; "
-            f"{self.evaluations} evaluations, {self.checkpoints} checkpoints",
+            f"evaluations: {self.evaluations}, checkpoints: {self.checkpoints}",
             f"time: about {_words(self.seconds)} on {self.device} ({each}, by {self.timed_steps} timed steps)",
             f"memory: about {self.memory_bytes / 2**20:,.0f} MiB at most "
             f"(by formula {self.memory_formula / 2**20:,.0f} MiB)",

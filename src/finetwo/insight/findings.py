@@ -17,25 +17,25 @@ KEPT = 20
 _TEXT = 80
 
 KINDS: dict[str, tuple[str, bool]] = {
-    "empty answer": ("records without an answer; they are left out", True),
-    "empty prompt": ("records without a prompt; they are left out", False),
-    "empty text": ("records without text; they are left out", False),
-    "no class": ("records without a class; they are left out", False),
-    "duplicate": ("records that repeat an earlier one of their split", True),
-    "near duplicate": ("records that nearly repeat an earlier one of their split (Jaccard >= 0.8)", False),
-    "overlap": ("records that stand in an earlier split too (of train, validation, test)", True),
-    "near overlap": ("records that nearly repeat one of an earlier split (Jaccard >= 0.8)", False),
-    "label conflict": ("texts that bear more than one class", True),
-    "class imbalance": ("classes with less than a tenth of the largest class's training records", False),
-    "too long": ("records left out, because too little of them fits into max_length", False),
-    "cut": ("records cut at max_length: what is beyond is not read, and a cut answer teaches no end", False),
-    "one-word answer": ("records with an answer of one word", False),
-    "answer equals prompt": ("records whose answer is their prompt", False),
-    "template words": ("records with words of a prompt template in their text", False),
-    "replacement character": ("records with U+FFFD, which stands where a byte could not be read", False),
-    "mojibake": ("records with UTF-8 read as another encoding, such as 'Ã©' for 'é'", False),
-    "control characters": ("records with control characters", False),
-    "html": ("records with HTML tags or entities", False),
+    "empty answer": ("record{s} without an answer, left out", True),
+    "empty prompt": ("record{s} without a prompt, left out", False),
+    "empty text": ("record{s} without text, left out", False),
+    "no class": ("record{s} without a class, left out", False),
+    "duplicate": ("record{s} that repeat{es} an earlier one of the same split", True),
+    "near duplicate": ("record{s} that nearly repeat{es} an earlier one of the same split (Jaccard >= 0.8)", False),
+    "overlap": ("record{s} that stand{es} in an earlier split too (of train, validation, test)", True),
+    "near overlap": ("record{s} that nearly repeat{es} one of an earlier split (Jaccard >= 0.8)", False),
+    "label conflict": ("text{s} with more than one class", True),
+    "class imbalance": ("class{classes} with less than a tenth of the largest one's training records", False),
+    "too long": ("record{s} left out, because too little fits into max_length", False),
+    "cut": ("record{s} cut at max_length: what is beyond is not read, and a cut answer teaches no end", False),
+    "one-word answer": ("record{s} with an answer of one word", False),
+    "answer equals prompt": ("record{s} in which an answer is what was asked", False),
+    "template words": ("record{s} with words of a prompt template in the text", False),
+    "replacement character": ("record{s} with U+FFFD, which stands where a byte could not be read", False),
+    "mojibake": ("record{s} with UTF-8 read as another encoding, such as 'Ã©' for 'é'", False),
+    "control characters": ("record{s} with control characters", False),
+    "html": ("record{s} with HTML tags or entities", False),
 }
 """Each kind: what its count is of, and whether --strict refuses it."""
 
@@ -75,7 +75,9 @@ class Finding:
     @property
     def about(self) -> str:
         """What the count is of."""
-        return KINDS[self.kind][0]
+        many = self.count != 1
+        ending = {"s": "s", "es": "", "classes": "es"} if many else {"s": "", "es": "s", "classes": ""}
+        return KINDS[self.kind][0].format(**ending)
 
     def line(self, places: int = 3) -> str:
         """The finding as one line, with its first `places`."""

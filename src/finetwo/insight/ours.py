@@ -205,7 +205,7 @@ def certify_masks(prepared: Prepared, tokenizer: Tokenizer) -> Certificate:
                 found.check("class on the last token").count(int(not right), f"{name}: record {i + 1}")
             else:
                 wrong = int((s.targets[:-1][learned[:-1]] != s.tokens[1:][learned[:-1]]).sum())
-                found.check("answer in loss").count(wrong + int(not learned.any()), f"{name}: record {i + 1}")
+                found.check("answer in the loss").count(wrong + int(not learned.any()), f"{name}: record {i + 1}")
             ends = int((s.targets == tokenizer.eot).sum()) if not prepared.labels else 0
             found.tokens["prompt"] += len(s) - int(learned.sum())
             found.tokens["answer"] += int(learned.sum()) - ends
@@ -228,6 +228,6 @@ def count_padding(found: Certificate, loader: Loader, data: Sequences) -> None:
         found.tokens["padding"] += padding
         extra = abs(sum(b.learned for b in batches) - want)
         found.learned["padding"] += extra
-        found.check("padding in loss").count(extra, f"step {step + 1}", padding)
+        found.check("padding out of the loss").count(extra, f"step {step + 1}", padding)
         if step % _STEPS == 0:
             release(data)

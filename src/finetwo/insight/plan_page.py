@@ -41,7 +41,9 @@ def page(plan: Mapping[str, Any]) -> str:
         *(_section(f"Classes: {name}", _bars(part)) for name, part in plan["labels"].items()),
         _section("Loss-coverage certificate", _certificate(plan["certificate"])),
         _section("Samples", _samples(plan["samples"])),
-        _section("Estimate", _table((k.replace("_", " "), _number(v)) for k, v in plan["estimate"].items())),
+        _section(
+            "Estimate", "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in plan["estimate"]["words"]) + "</ul>"
+        ),
     ]
     head = f'<meta charset="utf-8"><title>Plan: {_text(plan["data"])}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
@@ -60,16 +62,6 @@ def _status(ok: bool, good: str, bad: str) -> str:
     return f'<span class="ok">{escape(good)}</span>' if ok else f'<span class="bad">{escape(bad)}</span>'
 
 
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    return (
-        "<table>" + "".join(f'<tr><th>{_text(a)}</th><td class="n">{_text(b)}</td></tr>' for a, b in rows) + "</table>"
-    )
-
-
 def _bars(counts: Mapping[str, int]) -> str:
     top = max(counts.values(), default=0) or 1
     rows = (
@@ -86,6 +78,8 @@ def _findings(findings: Iterable[Mapping[str, Any]], notes: Iterable[str]) -> st
         spots = "".join(
             f'<li><span class="where">{_text(s["where"])}</span> {_text(s["text"])}</li>' for s in f["spots"]
         )
+        if f["count"] > len(f["spots"]) > 0:
+            spots += f"<li>and {f['count'] - len(f['spots']):,} more</li>"
         kind = "bad" if f["strict"] else "where"
         head = f'<p><span class="{kind}">{_text(f["kind"])}</span>: {f["count"]:,} {_text(f["about"])}</p>'
         found.append(f"{head}<ul>{spots}</ul>")
@@ -108,7 +102,8 @@ def _certificate(certificate: Mapping[str, Any]) -> str:
     proof = certificate["proof"]
     words = f"<p>{_status(proof['ok'], 'ok', 'FAILED')} numeric proof: {_text(proof['words'])}</p>" if proof else ""
     head = "<tr><th>role</th><th>tokens</th><th>in the loss</th></tr>"
-    return f"<table>{head}{rows}</table><table>{checks}</table>{words}"
+    looked = "<tr><th></th><th>check</th><th>looked at</th><th></th></tr>"
+    return f"<table>{head}{rows}</table><br><table>{looked}{checks}</table>{words}"
 
 
 def _failure(check: Mapping[str, Any]) -> str:
