@@ -87,7 +87,9 @@ def missing(path: Path) -> InputError:
         return InputError(whole, "a web address is not read, only files are", fix=fix)
     if path.is_symlink():
         target = path.readlink()
-        return InputError(str(path), "a symbolic link to something that is not there", str(target), "give the file itself")
+        return InputError(
+            str(path), "a symbolic link to something that is not there", str(target), "give the file itself"
+        )
     try:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
     except (OSError, ValueError):
