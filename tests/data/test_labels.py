@@ -248,6 +248,6 @@ def test_the_classes_of_a_model_are_all_there_are() -> None:
 
 def test_a_test_set_whose_classes_are_withheld_is_for_predict() -> None:
     with pytest.raises(
-        InputError, match="left out: 3 without a class. Fix: give records with a class; finetwo predict"
+        InputError, match=r"left out: 3 without a class. Fix: give records with a class; finetwo predict"
     ):
         load_rows(table([-1, -1, -1]), RowsConfig(), 0, lambda _: None, "classify", ("no", "yes"))

@@ -141,10 +141,12 @@ def _place(label: str, labels: Sequence[str]) -> int | None:
 
 def _unknown(label: str, labels: Sequence[str], where: str, fix: str = "", *, is_train: bool = False) -> InputError:
     names = ", ".join(shown(name, 40) for name in labels[:12]) + (" ..." if len(labels) > 12 else "")
-    usual = (
-        "correct the record, or list it in --rows.labels" if is_train else "correct it, or add such records to train"
-    )
-    fix = fix or usual
+    if not fix:
+        fix = (
+            "correct the record, or list it in --rows.labels"
+            if is_train
+            else "correct it, or add such records to train"
+        )
     if _place(label, labels) is not None:
         fix = "name the numbers, in their own order: --rows.labels NAME0,NAME1,..."
     return InputError(where, f"the class is not among {names}", label, fix)
