@@ -78,10 +78,16 @@ def test_given_names_map_whole_numbers() -> None:
     assert load([1.0, 0.0], labels=given).labels == ("entailment", "not_entailment")
     assert load(["not_entailment", 0], labels=given).labels == ("entailment", "not_entailment")
     assert load(["b", "a"], labels="b, a").labels == ("b", "a")
-    names = ("entailment", "not_entailment")
-    places = {"0": 0, "1": 1, "1.0": 1, "entailment": 0, "not_entailment": 1}
-    assert {label: label_index(label, names, "f") for label in places} == places
+    told = load([1, 0, 1.0, "entailment"], labels=given).splits["train"]
+    assert [example.fields["label"] for example in told] == [
+        "not_entailment",
+        "entailment",
+        "not_entailment",
+        "entailment",
+    ]
     assert label_index("2", ("2", "3"), "f") == 0  # where numbers are names, they are no places
+    with pytest.raises(InputError, match=r"name the numbers, in their own order: --rows\.labels"):
+        label_index("0", ("entailment", "not_entailment"), "f")
 
 
 @pytest.mark.parametrize("given", ["a", "a,a", "a,,b", "", " , "])

@@ -319,7 +319,7 @@ def test_a_merged_adapter_equals_in_transformers(
     folder, wanted = tuned(base, tiny_shape, tiny_tokenizer)
     said = export_model(open_model(str(folder)), tmp_path / "merged", "auto", "float32")
     assert "same likeliest class at" in said[0]
-    assert said[1].endswith("load it with transformers.GPT2ForSequenceClassification.from_pretrained(FOLDER)")
+    assert said[-1].endswith("load it with transformers.GPT2ForSequenceClassification.from_pretrained(FOLDER)")
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info.values())
     assert model.config.id2label == dict(enumerate(LABELS))

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetwo.app import front
 from finetwo.app.arguments import Words
+from finetwo.app.train import check_early, job_of, with_data
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError, shown
 
 if TYPE_CHECKING:
     from finetwo.insight.plan import Plan
 
-_USAGE = "finetwo plan DATA [--report FILE.html] [--json] [--strict] [any option of finetwo train]"
+_USAGE = "finetwo plan DATA [--report FILE.html|FILE.json] [--json] [--strict] [any option of finetwo train]"
 _ABOUT = """Look before training: what the data holds (duplicates, overlap between splits, empty answers, classes in
 conflict, damage, each with file and record), where the loss lies (a certificate over every record: no padding and no
 prompt in the loss, every whole answer ends in a learned end-of-text), and what the run will take (steps, time, memory,
@@ -31,20 +32,24 @@ Takes the words of `finetwo train`, trains nothing, and writes nothing but its r
 examples:
   finetwo plan data.jsonl --model gpt2 --lora.rank 8
   finetwo plan data.jsonl --report plan.html
+  finetwo plan data.jsonl --report plan.json && finetwo train data.jsonl --plan plan.json
   finetwo plan reviews.csv --task classify --strict && finetwo train reviews.csv --task classify
   finetwo plan novels/ --task pretrain --size 4,256,4 --json
 
 --strict leaves with exit code 2 on duplicates within a split, overlap between splits, empty answers, a text with two
-classes, or a certificate that fails; the records are named.
+classes, or a certificate that fails; the records are named. finetwo train looks records over by itself, but for near
+duplicates, and says in a few lines what it found; with --plan it grades the plan's time and memory at its end.
 """
 _COLOURS = {
     "prompt": "black on bright_cyan",
     "header": "black on bright_black",
     "answer": "black on bright_green",
     "end": "white on green",
+    "class": "black on bright_yellow",
     "padding": "bright_black",
     "other": "white on red",
 }
+_FORMS = (".html", ".htm", ".json")
 _WIDTH = 40
 _LONGEST = 1500
 
@@ -54,7 +59,7 @@ class PlanArguments(TrainConfig):
     """Options of `finetwo plan`: those of training, and what to do with the plan."""
 
     report: str | None = None
-    """Write the plan as one HTML page to this file."""
+    """Write the plan to this file: as one HTML page (.html), or as JSON (.json) for finetwo train --plan."""
     json: bool = False
     """Write the plan as one JSON object."""
     strict: bool = False
@@ -64,18 +69,18 @@ class PlanArguments(TrainConfig):
 
 
 def _settle(arguments: PlanArguments, words: Words) -> PlanArguments:
-    from finetwo.data.split import parse_split
-
-    words.expect("plan", 0, 1 if arguments.data is None else 0, "one data file or folder is needed", _USAGE)
-    if words.positional:
-        arguments = replace(arguments, data=words.positional[0])
-    arguments.check()
-    if arguments.rows.split is not None:
-        parse_split(arguments.rows.split)
+    arguments = with_data(arguments, words, "plan", _USAGE)
     if not 0 <= arguments.samples <= 100:
         raise InputError("--samples", "must be an integer from 0 to 100", arguments.samples, "3 is usual")
-    if arguments.report is not None and Path(arguments.report).is_dir():
-        raise InputError("--report", "is a folder", arguments.report, "give a file, such as plan.html")
+    if arguments.report is not None:
+        path = Path(arguments.report)
+        if path.suffix.lower() not in _FORMS:
+            raise InputError(
+                "--report", "must end in .html or .json", arguments.report, "give a file, such as plan.html"
+            )
+        if path.is_dir() or not path.parent.is_dir():
+            what = "is a folder" if path.is_dir() else "its folder is not there"
+            raise InputError("--report", what, arguments.report, "give a file in a folder that exists")
     return arguments
 
 
@@ -84,27 +89,30 @@ def run(words: list[str]) -> int:
     asked = front.read(PlanArguments, words, _USAGE, _ABOUT, _settle)
     if asked is None:
         return 0
-    arguments, _ = asked
-    if arguments.data is None:
+    arguments, config = asked[0], job_of(asked[0])
+    if config.data is None:
         raise InputError("plan", "no data given", None, "finetwo plan DATA")
+    check_early(config)
     from finetwo.app.console import say
-    from finetwo.core.files import replace_file
+    from finetwo.core.files import json_bytes, replace_file
     from finetwo.insight.plan import make_plan
     from finetwo.insight.plan_page import page
     from finetwo.store.hub_data import data_path
 
-    config = TrainConfig(**{f.name: getattr(arguments, f.name) for f in fields(TrainConfig)})
-    plan = make_plan(config, data_path(arguments.data, say), say, arguments.samples)
+    plan = make_plan(config, data_path(config.data, say), say, arguments.samples)
     content = plan.to_dict()
     if arguments.json:
         sys.stdout.write(json.dumps(content) + "\n")
     else:
         _show(plan)
     if arguments.report is not None:
-        replace_file(Path(arguments.report), page(content).encode("utf-8", "backslashreplace"))
+        path = Path(arguments.report)
+        html = path.suffix.lower() != ".json"
+        replace_file(path, page(content).encode("utf-8", "backslashreplace") if html else json_bytes(content))
         say(f"report: {arguments.report}")
     if arguments.strict and plan.refused:
-        what = f"--strict refuses it for {len(plan.refused)} reasons: " + " | ".join(plan.refused)
+        reasons = plan.refused
+        what = f"--strict refuses it for {len(reasons)} reason{'s' if len(reasons) > 1 else ''}: " + "; ".join(reasons)
         raise InputError(plan.data, what, None, "correct the records, or leave --strict out")
     return 0
 
@@ -137,7 +145,7 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
 
 def _bars(counts: dict[str, int]) -> list[str]:
     top, width = max(counts.values(), default=0) or 1, max(map(len, counts), default=0)
-    return [f"{n:<{width}} {c:>9,} {'#' * -(-_WIDTH * c // top)}".rstrip() for n, c in counts.items()]
+    return [f"{n:<{width}} {c:>11,} {'#' * -(-_WIDTH * c // top)}".rstrip() for n, c in counts.items()]
 
 
 def _escaped(text: str) -> str:
@@ -150,7 +158,8 @@ def _colours(plan: Plan) -> None:
 
     console = Console(file=sys.stdout, highlight=False)
     legend = Text("  ")
-    for role in ("prompt", "header", "answer", "end"):
+    there = {role for sample in plan.samples for role, _ in sample.stretches}
+    for role in (role for role in _COLOURS if role in there):
         legend.append(f" {role} ", _COLOURS[role]).append(" ")
     console.print(legend)
     for sample in plan.samples:

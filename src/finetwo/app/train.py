@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any, TypeVar
 
 from finetwo.app import front
 from finetwo.app.arguments import Words
@@ -24,24 +26,44 @@ examples:
   finetwo train reviews.csv --task classify --rows.columns.text review --rows.columns.label stars
   finetwo train pairs.tsv --task entail
   finetwo train novels/ --task pretrain --size 4,256,4 --tokenizer my-vocabulary
+
+finetwo plan, with the same words, looks before: data, loss, time and memory.
 """
+C = TypeVar("C", bound=TrainConfig)
+
+
+@dataclass
+class TrainArguments(TrainConfig):
+    """Options of `finetwo train`: those of the job, and its plan."""
+
+    plan: str | None = None
+    """A plan of this job (finetwo plan ... --report FILE.json): the end of the run grades its estimates."""
 
 
 def run(words: list[str]) -> int:
     """Run the verb with the given words; return the exit code."""
-    asked = front.read(TrainConfig, words, _USAGE, _ABOUT, _settle)
+    asked = front.read(TrainArguments, words, _USAGE, _ABOUT, _settle)
     if asked is None:
         return 0
-    config, _ = asked
+    arguments, config = asked[0], job_of(asked[0])
     if config.data is None:
         raise InputError("train", "no data given", None, "finetwo train DATA")
-    _check_early(config)
+    check_early(config)
     from finetwo.app.console import Console, say
+    from finetwo.insight.doctor import cheap_findings
+    from finetwo.insight.explain import explained
     from finetwo.train.job import train
 
+    plan = _plan(arguments.plan, config) if arguments.plan is not None else None
     console = Console(sys.stderr)
-    report = train(config, say=say, listeners=[console])
-    for line in report.lines():
+
+    def look(*read: Any) -> None:
+        for line in cheap_findings(*read):
+            say(line)
+
+    report = train(config, say=say, listeners=[console], look=look)
+    graded = [] if plan is None else [_graded(plan, report.folder)]
+    for line in [*report.lines(), *graded, *explained(report.folder)]:
         say(line)
     shown = report.folder
     say(f"model: {shown} (best/ and final/ inside)" if report.best and report.best["step"] else f"model: {shown}/final")
@@ -52,20 +74,48 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _settle(config: TrainConfig, words: Words) -> TrainConfig:
-    """The configuration with the data that was named without an option, checked."""
+def job_of(arguments: TrainConfig) -> TrainConfig:
+    """The job's own part of the options of a verb."""
+    return TrainConfig(**{f.name: getattr(arguments, f.name) for f in fields(TrainConfig)})
+
+
+def with_data(arguments: C, words: Words, verb: str, usage: str) -> C:
+    """The options with the data that was named without an option, checked."""
     from finetwo.data.split import parse_split
 
-    words.expect("train", 0, 1 if config.data is None else 0, "one data file or folder is needed", "finetwo train DATA")
+    words.expect(verb, 0, 1 if arguments.data is None else 0, "one data file or folder is needed", usage)
     if words.positional:
-        config = replace(config, data=words.positional[0])
-    config.check()
-    if config.rows.split is not None:
-        parse_split(config.rows.split)
-    return config
+        arguments = replace(arguments, data=words.positional[0])
+    arguments.check()
+    if arguments.rows.split is not None:
+        parse_split(arguments.rows.split)
+    return arguments
 
 
-def _check_early(config: TrainConfig) -> None:
+def _settle(arguments: TrainArguments, words: Words) -> TrainArguments:
+    return with_data(arguments, words, "train", "finetwo train DATA")
+
+
+def _plan(name: str, config: TrainConfig) -> Mapping[str, Any]:
+    from finetwo.insight.grade import check_same, read_plan
+
+    plan = read_plan(Path(name))
+    check_same(plan, config, name)
+    return plan
+
+
+def _graded(plan: Mapping[str, Any], folder: Path) -> str:
+    """Grade the plan by the run's receipt, and keep the grade in the run folder."""
+    from finetwo.core.files import write_json
+    from finetwo.insight.grade import grade, graded
+    from finetwo.train.recorded import read_receipt
+
+    found = grade(plan, read_receipt(folder))
+    write_json(folder / "plan.json", found)
+    return graded(found)
+
+
+def check_early(config: TrainConfig) -> None:
     """Refuse listeners and prompts that are not there before model and data are read, which may take minutes."""
     from finetwo.generate.prompts import read_prompts
     from finetwo.train.listeners import make_listener

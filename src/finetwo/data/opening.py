@@ -86,10 +86,8 @@ def missing(path: Path) -> InputError:
         whole = f"{address[0]}/{str(path)[address.end() :]}"  # a path holds one of the two slashes
         return InputError(whole, "a web address is not read, only files are", fix=fix)
     if path.is_symlink():
-        target = path.readlink()
-        return InputError(
-            str(path), "a symbolic link to something that is not there", str(target), "give the file itself"
-        )
+        what = "a symbolic link to something that is not there"
+        return InputError(str(path), what, str(path.readlink()), "give the file itself")
     try:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
     except (OSError, ValueError):

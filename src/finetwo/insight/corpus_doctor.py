@@ -20,12 +20,12 @@ from finetwo.data.documents import Part
 from finetwo.data.source import SPLITS
 from finetwo.insight.doctor import Diagnosis
 from finetwo.insight.findings import Findings, Spot, spot
-from finetwo.insight.marks import patterns
+from finetwo.insight.marks import look, patterns
 from finetwo.insight.shingles import Near, UInt64, resolve
 
 Read = Callable[[], Iterable[Part]]
-_EDGE = 80
-"""Characters looked at again with the next piece, longer than any mark."""
+_EDGE = 700
+"""Characters looked at again with the next piece: longer than any mark, and than what stands before it."""
 _BUDGET = 24_000_000
 """Hashes of 3-grams that are held to compare documents exactly: 192 MB."""
 
@@ -37,17 +37,15 @@ class _Look:
         self.part, self.left, self.found = part, dict(wanted), found
         self.digest = hashlib.sha256()
         self.sizes = 0
-        self.head = ""
 
     def pieces(self) -> Iterator[str]:
         tail, line = "", 1
         for piece in self.part.pieces:
             self.digest.update(piece.encode("utf-8", "surrogatepass"))
             self.sizes += len(piece)
-            self.head += piece[: 80 - len(self.head)] if len(self.head) < 80 else ""
-            text = tail + piece
+            text, seen = tail + piece, 1 if tail else 0  # a mark depends on the character before it
             for kind, pattern in list(self.left.items()):
-                match = pattern.search(text)
+                match = look(kind, pattern, text, seen)
                 if match is not None:
                     del self.left[kind]
                     at = f"{self.part.where}, line {line + text.count(chr(10), 0, match.start())} of the text"
@@ -67,14 +65,14 @@ def examine_texts(read: Read, *, near: bool = True) -> tuple[Diagnosis, dict[str
     sides, keys = array("b"), array("Q")
     lengths: dict[str, Counter[int]] = {}
     for number, part in enumerate(read()):
-        look = _Look(part, wanted, found)
+        eye = _Look(part, wanted, found)
         if index is not None:
-            index.add(number, look.pieces())
-        for _ in look.pieces() if index is None else ():
+            index.add(number, eye.pieces())
+        for _ in eye.pieces() if index is None else ():
             pass
         sides.append(SPLITS.index(part.split))
-        keys.append(int.from_bytes(look.digest.digest()[:8], "big"))
-        lengths.setdefault(part.split, Counter())[look.sizes.bit_length()] += 1
+        keys.append(int.from_bytes(eye.digest.digest()[:8], "big"))
+        lengths.setdefault(part.split, Counter())[eye.sizes.bit_length()] += 1
     repeats = _repeats(np.frombuffer(keys, dtype=np.uint64), sides)
     within: dict[int, int] = {}
     across: dict[int, int] = {}

@@ -29,7 +29,7 @@ CHECKS: dict[str, str] = {
     "answers byte for byte": "answers are not what the learned tokens spell",
     "text as written": "records' tokens do not spell their text",
     "prompt as served": "records' prompts differ from the prompt in use (another template?)",
-    "class on the last token": "records do not carry their class on the last token alone",
+    "class on the last token": "records do not carry their own class on the last token alone",
     "every token learned": "tokens of the text are not learned, or not as what follows",
 }
 """Each check, and what is wrong where it fails."""
@@ -59,9 +59,13 @@ class Check:
     def line(self) -> str:
         """The check as one line."""
         if self.ok:
-            return f"ok      {self.name} ({self.of:,} looked at)"
+            return f"ok      {self.name} ({f'{self.of:,} looked at' if self.of else 'there is none'})"
         named = "; ".join(self.places[:3])
         return f"FAILED  {self.name}: {self.failed:,} of {self.of:,} {CHECKS[self.name]}: {named}"
+
+    def brief(self) -> str:
+        """The failure in a few words, with its first place."""
+        return f"{self.name}: {self.failed:,}" + (f" ({self.places[0]})" if self.places else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""
@@ -173,14 +177,22 @@ def _count(found: Certificate, record: Laid, told: Told) -> None:
     )
 
 
+def _cut_in(record: Laid, told: Told) -> tuple[int, int]:
+    """The answer in which a record was cut (-1: in none), and the number of answers that are there."""
+    there = told.answer_of[record.real]
+    number = len(told.answers) if record.whole else int(there.max(initial=-1)) + 1
+    last = -1 if record.whole or not len(there) or told.roles[record.real][-1] == END else int(there[-1])
+    return last, number
+
+
 def _ends(found: Certificate, record: Laid, told: Told) -> None:
     """Each whole answer must be followed by end-of-text, and that must be learned."""
     ended = set(told.answer_of[told.roles == END].tolist()) - {-1}
     learned = set(told.answer_of[(told.roles == END) & record.learned].tolist())
-    last = len(told.answers) - 1
-    for number in range(len(told.answers)):
-        if not record.whole and (number == last or number not in set(told.answer_of.tolist())):
-            continue  # cut off
+    cut, there = _cut_in(record, told)
+    for number in range(there):
+        if number == cut:
+            continue
         found.check("end-of-text there").count(int(number not in ended), record.where)
         if number in ended:
             found.check("end-of-text learned").count(int(number not in learned), record.where)
@@ -188,14 +200,12 @@ def _ends(found: Certificate, record: Laid, told: Told) -> None:
 
 def _spelled(found: Certificate, record: Laid, told: Told, table: Table) -> None:
     """The learned tokens of each answer must spell it, and all tokens the record."""
-    last = len(told.answers) - 1
-    for number, answer in enumerate(told.answers):
-        mine = (told.answer_of == number) & (record.learned | (np.arange(len(record.tokens)) == 0))
-        text = table.text(record.tokens[mine])
-        cut = not record.whole and (number == last or not mine.any())
-        found.check("answers byte for byte").count(
-            int(not (answer.startswith(text) if cut else answer == text)), record.where
-        )
+    cut, there = _cut_in(record, told)
+    learned = record.learned | (np.arange(len(record.tokens)) == 0)
+    for number, answer in enumerate(told.answers[:there]):
+        text = table.text(record.tokens[(told.answer_of == number) & learned])
+        right = answer.startswith(text) if number == cut else answer == text
+        found.check("answers byte for byte").count(int(not right), record.where)
     found.check("text as written").count(int(not told.faithful), record.where)
     if record.served is not None:
         read = "".join(p.text for p in record.pieces[: _first_answer(record)])

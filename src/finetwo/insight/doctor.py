@@ -11,14 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 from finetwo.core.config import RowsConfig
-from finetwo.data.columns import Columns, select
+from finetwo.core.errors import shown
+from finetwo.data.columns import select
 from finetwo.data.examples import Example, Loaded
 from finetwo.data.source import SPLITS, find_files, place, read_all
-from finetwo.data.split import content_key
+from finetwo.data.split import content_key, parse_split
 from finetwo.insight.findings import Finding, Findings, Spot, spot
 from finetwo.insight.marks import marks, patterns
 from finetwo.insight.shingles import Near, UInt64, resolve
@@ -26,6 +27,10 @@ from finetwo.text.template import Template, blank_part, turns_from_json
 
 _ROLES = ("prompt", "input", "completion", "text", "first", "second", "messages")
 _RARE = 10
+_CHEAP = 200_000
+"""Up to so many records are looked over by `train` of itself."""
+_SAID = ("overlap",)
+"""Findings that reading the data says of its own accord."""
 
 
 @dataclass
@@ -95,29 +100,48 @@ def examine(loaded: Loaded, template: Template | None = None, *, near: bool = Tr
     return diagnosis
 
 
-def with_left_out(diagnosis: Diagnosis, path: Path, rows: RowsConfig, columns: Columns) -> Diagnosis:
+def cheap_findings(loaded: Loaded, template: Template | None, lines: int = 5) -> list[str]:
+    """Return a few lines about faults in records that training has just read, or none: all but near duplicates.
+
+    Nothing that goes wrong in here stops a run: it is said instead.
+    """
+    if sum(loaded.counts.get(name, 0) for name in SPLITS) > _CHEAP:
+        return []
+    try:
+        found = [f for f in examine(loaded, template, near=False).findings if f.kind not in _SAID]
+    except Exception as error:
+        return [f"data: could not be looked over: {type(error).__name__}: {shown(str(error))}"]
+    found.sort(key=lambda f: not f.strict)
+    told = [f"data: {f.line(1)}" for f in found[:lines]]
+    more = f"{len(found) - lines} more kinds of findings, and all " if len(found) > lines else "more "
+    return [*told, f"data: {more}places: finetwo plan, with the same words"] if told else []
+
+
+def with_left_out(diagnosis: Diagnosis, path: Path, rows: RowsConfig, loaded: Loaded) -> Diagnosis:
     """Add the records that were left out as empty or without a class, by reading the files again."""
     found = Findings()
-    for kind, where in left_out(path, rows, columns):
+    for kind, where in left_out(path, rows, loaded):
         found.add(kind, spot(where, ""))
-    diagnosis.findings = found.list() + diagnosis.findings
+    diagnosis.findings += found.list()
     return diagnosis
 
 
-def left_out(path: Path, rows: RowsConfig, columns: Columns) -> Iterator[tuple[str, str]]:
-    """Yield kind and place of each record that has nothing in a needed part."""
-    for paths in find_files(path).values():
-        for row in read_all(paths, rows):
+def left_out(path: Path, rows: RowsConfig, loaded: Loaded) -> Iterator[tuple[str, str]]:
+    """Yield kind and place of each record that has nothing in a needed part, and of each that has no class."""
+    columns = loaded.columns
+    needed = [role for role in columns.roles if role not in ("input", "label")]
+    there = {(e.file, e.line, e.number) for part in loaded.splits.values() for e in part}
+    asked = sum(parse_split(rows.split).counts.values()) if rows.split is not None else 0
+    for name, paths in find_files(path).items():
+        for row in islice(read_all(paths, rows), asked if asked and name in ("all", "train") else None):
+            if (row.file, row.line, row.number) in there:
+                continue
             fields = select(row, columns)
-            needed = [r for r in columns.roles if r not in ("input", "label")]
-            empty: str | None = next((r for r in needed if not fields[r].strip()), None)
+            empty: str | None = next((role for role in needed if not fields[role].strip()), None)
             if empty is None and columns.messages is not None:
                 empty = blank_part(turns_from_json(fields["messages"]))
-            where = place(row.file, row.line, row.number)
-            if empty is not None:
-                yield {"completion": "empty answer", "prompt": "empty prompt"}.get(empty, "empty text"), where
-            elif columns.label is not None and not fields["label"]:
-                yield "no class", where
+            kinds = {"completion": "empty answer", "prompt": "empty prompt", None: "no class"}
+            yield kinds.get(empty, "empty text"), place(row.file, row.line, row.number)
 
 
 def _repeats(records: Sequence[_Record], keys: Sequence[int], found: Findings) -> None:

@@ -1,39 +1,41 @@
-"""What a run will take: steps, tokens, disk, time and memory, from a formula and from a few steps that are timed.
+"""What a run will take: steps, tokens, disk, time and memory, from formulas and from a few steps that are timed.
 
 It knows networks, loaders and settings, and no run folder. Its one invariant: nothing is written, and no weight
-changes: the timed steps are whole ones, at a learning rate of zero.
+changes: the timed steps are whole ones, with the loader's and the optimizer's work, at a learning rate of zero.
 """
 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetwo.core.config import TrainConfig, parse_every
 from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
+from finetwo.insight.pages import walk
 from finetwo.model.network import Network
-from finetwo.train.evaluate import attend_for, autocast, to_device
-from finetwo.train.machine import resident_bytes
+from finetwo.train.evaluate import attend_for, autocast, class_logits, evaluate, to_device
+from finetwo.train.machine import peak_bytes
 from finetwo.train.optimizer import Optimizer, trainable
 
-_STEPS = 3
+_LEAST, _MOST, _ENOUGH = 3, 24, 6.0
+"""Steps that are timed: at least 3, and on until 6 seconds or 24 steps are over."""
+_LOOKED = 4
+"""Batches of the validation data that are timed."""
 _OVERHEAD = 330 << 20
 """Bytes of the interpreter, its packages and the tokenizer."""
 _STATES = 18
 """Floats of the width that a layer keeps of each token for the way back, the four-fold ones counted four times."""
 _CHUNKS = 3 * 32 << 20
 _DISK_SPEED = 250e6
-_FORWARD = 1 / 3
-"""Share of a training step's time that evaluation of as many tokens takes."""
+_GOLDEN = 0.618033988749895
+"""Its multiples, whole parts left out, lie evenly between 0 and 1 however many there are."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,17 @@ class Estimate:
     checkpoints: int
     disk_bytes: int
     seconds: float
-    """Of the run from its first step on: steps, evaluations and checkpoints; None measured gives NaN."""
+    """Of the run once its data is prepared: steps, evaluations and checkpoints, without sample generations."""
     step_seconds: float
+    """Mean over the run's steps."""
     tokens_per_second: float
+    timed_steps: int
+    evaluation_seconds: float
+    """Of one evaluation."""
     memory_bytes: int
-    """Largest memory of the process (on a GPU: of the GPU), measured over the timed steps and the formula's if more."""
+    """The most that this process had while it prepared the data and took the timed steps; on a GPU, of the GPU."""
     memory_formula: int
+    """The same by a formula: weights, gradients, moments, and what the layers keep of the largest batch."""
     device: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,16 +76,11 @@ class Estimate:
             f"parameters: {self.trainable:,} of {self.parameters:,} are trained",
             f"steps: {self.steps:,} ({self.steps_per_epoch:,} an epoch), {self.tokens:,} tokens; "
             f"{self.evaluations} evaluations, {self.checkpoints} checkpoints",
-            f"time: about {_words(self.seconds)} on {self.device} ({each}, of {_STEPS} timed steps)",
+            f"time: about {_words(self.seconds)} on {self.device} ({each}, by {self.timed_steps} timed steps)",
             f"memory: about {self.memory_bytes / 2**20:,.0f} MiB at most "
             f"(by formula {self.memory_formula / 2**20:,.0f} MiB)",
             f"disk: about {self.disk_bytes / 2**20:,.0f} MiB in the run folder",
         ]
-
-
-def grade(estimate: Estimate, seconds: float, peak_bytes: int) -> dict[str, float]:
-    """Return how far an estimate lay from what a run took, as shares: 0.1 is ten per cent too much."""
-    return {"time": estimate.seconds / seconds - 1, "memory": estimate.memory_bytes / peak_bytes - 1}
 
 
 def _words(seconds: float) -> str:
@@ -88,23 +90,24 @@ def _words(seconds: float) -> str:
 
 
 def estimate(network: Network, loader: Loader, validation: Sequences | None, config: TrainConfig) -> Estimate:
-    """Time three steps of the job that `config` describes, and reckon with them; the weights of `network` stay."""
+    """Time a few steps of the job that `config` describes, and reckon with them; the weights of `network` stay."""
     device = next(network.parameters()).device
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
-    sizes = _step_sizes(loader)
-    read = _tokens_of(sizes, total)
+    lengths = np.fromiter((len(s) for s in walk(loader.data)), dtype=np.int64, count=len(loader.data))
+    sizes = _sizes(loader, range(loader.steps_per_epoch), lengths)
+    whole, rest = divmod(total, loader.steps_per_epoch)
+    read = whole * sum(sizes) + sum(_sizes(loader, range(total - rest, total), lengths))
     learned = sum(p.numel() for p in trainable(network).values())
     size = sum(p.numel() for p in network.parameters())
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     formula = _formula(network, learned, size, loader.batches(largest), device)
-    per_token, fixed, peak = _timed(network, loader, config, largest, sizes)
     evaluations = _times(config.eval_every, total, loader.steps_per_epoch) + 1 if validation is not None else 0
     saves = max(1, _times(config.save_every, total, loader.steps_per_epoch))
-    count = 0 if validation is None else min(len(validation), config.eval_limit or len(validation))
-    looked = sum(len(validation.get(i, 0)) for i in range(count)) if validation is not None else 0
+    looked = _evaluation_seconds(network, validation, config) if validation is not None else 0.0
+    fixed, per_token, timed = _timed(network, loader, config, largest, sizes)
     checkpoint = 12 * learned
     folders = (4 * size if network.lora is None else 4 * learned) * (2 if validation is not None else 1)
-    seconds = total * fixed + read * per_token + evaluations * looked * per_token * _FORWARD
+    seconds = total * fixed + read * per_token + evaluations * looked
     seconds += (saves * checkpoint + evaluations * folders / 2) / _DISK_SPEED
     step = fixed + per_token * read / total
     return Estimate(
@@ -119,20 +122,17 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
         seconds=seconds,
         step_seconds=step,
         tokens_per_second=read / total / step,
-        memory_bytes=max(peak, formula) if device.type != "cpu" else peak or formula,
+        timed_steps=timed,
+        evaluation_seconds=looked,
+        memory_bytes=peak_bytes(device),
         memory_formula=formula,
         device=str(device),
     )
 
 
-def _step_sizes(loader: Loader) -> list[int]:
-    """Tokens of each step of the first epoch."""
-    return [sum(len(loader.data.get(i, 0)) for i in loader.indices(step)) for step in range(loader.steps_per_epoch)]
-
-
-def _tokens_of(sizes: list[int], total: int) -> int:
-    whole, rest = divmod(total, len(sizes))
-    return whole * sum(sizes) + sum(sizes[:rest])
+def _sizes(loader: Loader, steps: range, lengths: NDArray[np.int64]) -> list[int]:
+    """Tokens of each of some steps."""
+    return [int(lengths[loader.indices(step)].sum()) for step in steps]
 
 
 def _times(every: str, total: int, steps_per_epoch: int) -> int:
@@ -156,27 +156,51 @@ def _formula(network: Network, learned: int, size: int, batches: list[Batch], de
 def _timed(
     network: Network, loader: Loader, config: TrainConfig, largest: int, sizes: list[int]
 ) -> tuple[float, float, int]:
-    """Seconds a token, seconds a step beside them, and the largest memory, of one step to warm up and three more."""
+    """Return seconds a step beside its tokens, seconds a token, and how many steps that was told from.
+
+    The largest step comes first, to make the room that the others need; those that are timed are of all sizes.
+    """
     assert config.lr is not None
-    device = next(network.parameters()).device
     optimizer = Optimizer(network, config, config.lr)
     network.train()
     network.transformer.dropout, network.head_dropout = config.dropout, config.head_dropout
-    order = sorted(range(len(sizes)), key=sizes.__getitem__)
-    middle = order[len(order) // 2]
-    _forget_peak(device)
     _step(network, optimizer, loader.batches(largest), config)
-    taken = [(sizes[s], _step(network, optimizer, loader.batches(s), config)) for s in (middle, order[0], middle)]
+    order = np.argsort(sizes, kind="stable")
+    taken: list[tuple[int, float]] = []
+    started = time.perf_counter()
+    for i in range(_MOST):
+        if i >= _LEAST and time.perf_counter() - started > _ENOUGH:
+            break
+        step = int(order[int((i * _GOLDEN + 0.5) % 1 * len(order))])
+        begun = time.perf_counter()
+        _step(network, optimizer, loader.batches(step), config)
+        taken.append((sizes[step], time.perf_counter() - begun))
     network.eval()
-    fixed = _update_seconds(optimizer, network)
     tokens, seconds = sum(t for t, _ in taken), sum(s for _, s in taken)
-    fixed = min(fixed, seconds / len(taken) / 2)
-    return max(1e-12, (seconds - len(taken) * fixed) / max(1, tokens)), fixed, _peak(device)
+    fixed = min(_update_seconds(optimizer, network), seconds / len(taken) / 2)
+    optimizer.zero_grad()
+    return fixed, max(1e-12, (seconds - len(taken) * fixed) / max(1, tokens)), len(taken)
 
 
-def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: TrainConfig) -> float:
-    """One step as the loop does it, at a learning rate of zero; return its seconds."""
-    device, started = next(network.parameters()).device, time.perf_counter()
+def _evaluation_seconds(network: Network, validation: Sequences, config: TrainConfig) -> float:
+    """Seconds of one evaluation, told from its first batches."""
+    count = min(len(validation), config.eval_limit or len(validation))
+    some = min(count, _LOOKED * config.batch_size)
+    settings: dict[str, Any] = {"precision": config.precision, "packing": config.packing, "limit": some}
+    started = time.perf_counter()
+    if network.config.labels:
+        class_logits(network, validation, config.batch_size, **settings)
+    else:
+        lengths = np.ones(network.config.vocab_size, dtype=np.int64)
+        evaluate(network, validation, config.batch_size, byte_lengths=lengths, **settings)
+    spent = time.perf_counter() - started
+    sizes = [len(validation.get(i, 0)) for i in range(count)]
+    return spent * sum(sizes) / sum(sizes[:some])
+
+
+def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: TrainConfig) -> None:
+    """One step as the loop does it, at a learning rate of zero."""
+    device = next(network.parameters()).device
     count = max(1, sum(b.learned for b in batches))
     for batch in batches:
         tokens, positions, targets = to_device(batch, device)
@@ -187,7 +211,6 @@ def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: 
     optimizer.step(0.0)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _update_seconds(optimizer: Optimizer, network: Network) -> float:
@@ -199,23 +222,3 @@ def _update_seconds(optimizer: Optimizer, network: Network) -> float:
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step(0.0)
     return time.perf_counter() - started
-
-
-def _forget_peak(device: torch.device) -> None:
-    """Let the system count the largest memory from now on, where it can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak(device: torch.device) -> int:
-    """The largest memory since `_forget_peak`, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max(resident_bytes(), peak if sys.platform == "darwin" else peak * 1024)

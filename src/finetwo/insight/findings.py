@@ -24,9 +24,11 @@ KINDS: dict[str, tuple[str, bool]] = {
     "duplicate": ("records that repeat an earlier one of their split", True),
     "near duplicate": ("records that nearly repeat an earlier one of their split (Jaccard >= 0.8)", False),
     "overlap": ("records that stand in an earlier split too (of train, validation, test)", True),
-    "near overlap": ("records that nearly repeat one of an earlier split (Jaccard >= 0.8)", True),
+    "near overlap": ("records that nearly repeat one of an earlier split (Jaccard >= 0.8)", False),
     "label conflict": ("texts that bear more than one class", True),
     "class imbalance": ("classes with less than a tenth of the largest class's training records", False),
+    "too long": ("records left out, because too little of them fits into max_length", False),
+    "cut": ("records cut at max_length: what is beyond is not read, and a cut answer teaches no end", False),
     "one-word answer": ("records with an answer of one word", False),
     "answer equals prompt": ("records whose answer is their prompt", False),
     "template words": ("records with words of a prompt template in their text", False),
@@ -77,9 +79,14 @@ class Finding:
 
     def line(self, places: int = 3) -> str:
         """The finding as one line, with its first `places`."""
-        more = f"; and {self.count - places:,} more" if self.count > places else ""
+        places = min(places, len(self.spots))
+        more = f"; and {self.count - places:,} more" if places and self.count > places else ""
         named = "; ".join(s.line() for s in self.spots[:places])
         return f"{self.kind}: {self.count:,} {self.about}" + (f": {named}{more}" if named else "")
+
+    def brief(self) -> str:
+        """The finding in a few words, with its first place."""
+        return f"{self.kind}: {self.count:,}" + (f" ({self.spots[0].where})" if self.spots else "")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""

@@ -44,6 +44,8 @@ class Laid:
     """Whether nothing was cut off."""
     served: str | None = None
     """The prompt that the model will be given in use, where it is known."""
+    label: str = ""
+    """The class that its last token carries, where it carries one."""
 
 
 def laid(

@@ -28,8 +28,10 @@ WORDS = (
 """What common prompt templates write around a prompt."""
 # The bytes 0x80 to 0xBF as Latin-1 and Windows-1252 read them.
 _REST = "\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+# A lone letter in quotation marks, and one that ends a word in capitals before a mark or a fixed blank, are no damage.
 _MOJIBAKE = re.compile(
-    rf"(?<![A-ZÀ-Þ])[ÂÃ][{_REST}]|(?<=[A-ZÀ-Þ])[ÂÃ](?![»’”…–—)])[{_REST}]|â[€\u0080][{_REST}]|â„¢|ðŸ[{_REST}]|ï»¿|ï¿½"
+    rf"(?<![A-ZÀ-Þ])[ÂÃ](?!(?<=[„“”«»‘’‚][ÂÃ])[“”«»‘’])[{_REST}]|(?<=[A-ZÀ-Þ])[ÂÃ](?![\u00a0«»‘’“”…–—•])[{_REST}]"
+    rf"|â[€\u0080][{_REST}]|â[‚\u0082]¬|â[„\u0084]¢|ð[Ÿ\u009f][{_REST}]|ï»¿|ï¿½"
 )
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f\u0080-\u0084\u0086-\u009f]")
 _HTML = re.compile(
@@ -64,12 +66,21 @@ def patterns(template: Template | None) -> dict[str, re.Pattern[str]]:
     return {"template words": template_pattern(template), **_PATTERNS}
 
 
+def look(kind: str, pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:
+    """The first mark of `kind` from `start` on; most texts are told to have none without a search."""
+    if kind in ("replacement character", "mojibake") and text.isascii():
+        return None
+    if kind == "html" and "<" not in text and "&" not in text:
+        return None
+    return pattern.search(text, start)
+
+
 def marks(texts: Iterable[str], found: dict[str, re.Pattern[str]]) -> Iterator[tuple[str, str, int, int]]:
     """Yield for each kind that some text bears: the kind, that text, and where in it."""
     left = dict(found)
     for text in texts:
         for kind, pattern in list(left.items()):
-            match = pattern.search(text)
+            match = look(kind, pattern, text)
             if match is not None:
                 del left[kind]
                 yield kind, text, match.start(), match.end()

@@ -14,9 +14,11 @@ from finetwo.data.cache import Chunks
 from finetwo.data.examples import Example, Loaded
 from finetwo.data.labels import label_index
 from finetwo.data.loader import Loader, Sequences
+from finetwo.data.records import Records
 from finetwo.data.sequences import IGNORE, Sequence
 from finetwo.insight.coverage import Certificate, certify
-from finetwo.insight.laid import Laid, Piece, Table, Told, tell
+from finetwo.insight.laid import ROLES, Laid, Piece, Table, Told, tell
+from finetwo.insight.pages import release, walk
 from finetwo.tasks.task import Task
 from finetwo.text.template import Template, Turn, turns_from_json, turns_json
 from finetwo.text.tokenizer import Tokenizer
@@ -25,6 +27,8 @@ from finetwo.train.prepare import Prepared
 Hear = Callable[[Laid, Told], None]
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _BLOCK = 1 << 20
+_STEPS = 1000
+"""Steps whose batches are laid out before the pages of the data are given back."""
 
 
 def _nothing(record: Laid, told: Told) -> None:
@@ -94,56 +98,56 @@ def lay(sequence: Sequence, where: str, pieces: list[Piece], max_length: int, ta
     return Laid(where, tokens, mask, np.ones(len(tokens), dtype=bool), tuple(pieces), whole)
 
 
-def records_of(prepared: Prepared, loaded: Loaded, table: Table, max_length: int) -> Iterator[Laid]:
-    """Yield every sequence of every split with the record it is of."""
-    by_place = {(e.file, e.line, e.number): e for part in loaded.splits.values() for e in part}
-    start = 0
+def _examples(prepared: Prepared, loaded: Loaded) -> Iterator[tuple[Sequence, Example]]:
+    """Every sequence of every split, with the record it is of."""
+    by_place = {e.where: e for part in loaded.splits.values() for e in part}
     for data in prepared.splits().values():
-        for i in range(len(data)):
-            example: Example = by_place[prepared.places[start + i]]
-            pieces = pieces_of(prepared.task, example.fields, prepared.template)
-            yield lay(data.get(i, 0), example.where, pieces, max_length, table)
-        start += len(data)
+        assert isinstance(data, Records)
+        for i, sequence in enumerate(walk(data)):
+            yield sequence, by_place[data.place(i)]
 
 
 def certify_records(
     prepared: Prepared, loaded: Loaded, tokenizer: Tokenizer, max_length: int, heard: Hear = _nothing
 ) -> Certificate:
-    """Certify records with prompts and answers, or with a class."""
+    """Certify records with prompts and answers, or with a class, as they were written to be trained on."""
     kept = sum(len(part) for part in loaded.splits.values()) - prepared.counts.get("too_long", 0)
     if prepared.labels:
         return _certify_classes(prepared, loaded, tokenizer, kept, heard)
-    return certify(records_of(prepared, loaded, Table(tokenizer), max_length), tokenizer, kept, heard)
+    table = Table(tokenizer)
+    laid = (
+        lay(sequence, example.where, pieces_of(prepared.task, example.fields, prepared.template), max_length, table)
+        for sequence, example in _examples(prepared, loaded)
+    )
+    return certify(laid, tokenizer, kept, heard)
 
 
 def _certify_classes(prepared: Prepared, loaded: Loaded, tokenizer: Tokenizer, kept: int, heard: Hear) -> Certificate:
     """Exactly the last token of each document carries a class, and it is the record's own."""
     found, table = Certificate(), Table(tokenizer)
-    by_place = {(e.file, e.line, e.number): e for part in loaded.splits.values() for e in part}
-    start = 0
-    for data in prepared.splits().values():
-        for i in range(len(data)):
-            example, sequence = by_place[prepared.places[start + i]], data.get(i, 0)
-            pieces = pieces_of(prepared.task, example.fields, None)
-            learned = sequence.targets != IGNORE
-            ones = np.ones(len(sequence), dtype=bool)
-            record = Laid(example.where, sequence.tokens.astype(np.int64), learned, ones, tuple(pieces), False)
-            told = tell(record, table)
-            want = label_index(example.fields["label"], prepared.labels, example.where)
-            right = learned.sum() == 1 and bool(learned[-1]) and int(sequence.targets[-1]) == want
-            found.check("class on the last token").count(int(not right), example.where)
-            found.check("text as written").count(int(not _reads(record, told, table)), example.where)
-            for j, role in enumerate(found.tokens):
-                found.tokens[role] += int((told.roles == j).sum())
-                found.learned[role] += int((learned & (told.roles == j)).sum())
-            found.records += 1
-            heard(record, told)
-        start += len(data)
+    found.learned["class"] = 0
+    for sequence, example in _examples(prepared, loaded):
+        pieces = tuple(pieces_of(prepared.task, example.fields, None))
+        learned, label = sequence.targets != IGNORE, example.fields["label"]
+        ones = np.ones(len(sequence), dtype=bool)
+        text = "".join(p.text for p in pieces).encode("utf-8", "surrogatepass")
+        tokens = sequence.tokens.astype(np.int64)
+        record = Laid(example.where, tokens, learned, ones, pieces, table.text(tokens) == text, label=label)
+        told = tell(record, table)
+        want = label_index(label, prepared.labels, example.where)
+        right = learned.sum() == 1 and bool(learned[-1]) and int(sequence.targets[-1]) == want
+        found.check("class on the last token").count(int(not right), example.where)
+        found.check("text as written").count(int(not _reads(record, table)), example.where)
+        for j, role in enumerate(ROLES):
+            found.tokens[role] += int((told.roles == j).sum())
+        found.learned["class"] += int(learned.sum())
+        found.records += 1
+        heard(record, told)
     found.check("all records there").count(max(0, kept - found.records), f"{found.records:,} of {kept:,}", kept)
     return found
 
 
-def _reads(record: Laid, told: Told, table: Table) -> bool:
+def _reads(record: Laid, table: Table) -> bool:
     """Whether a document's tokens spell its texts, each of them from its beginning (a long one is cut)."""
     parts = np.split(record.tokens, np.flatnonzero(record.tokens == table.eot) + 1)
     texts = [p.text.encode("utf-8", "surrogatepass") for p in record.pieces]
@@ -160,8 +164,7 @@ def certify_stream(prepared: Prepared, tokenizer: Tokenizer) -> Certificate:
     for name, data in prepared.splits().items():
         assert isinstance(data, Chunks)
         corpus, at = data.corpus, 0
-        for i in range(len(data)):
-            chunk = data.get(i, 0)
+        for i, chunk in enumerate(walk(data)):
             follow = np.asarray(corpus.tokens[at + 1 : at + 1 + len(chunk)], dtype=np.int64)
             wrong = len(chunk) if len(follow) != len(chunk) else int((chunk.targets != follow).sum())
             found.check("every token learned").count(wrong, f"{name}: chunk {i}", len(chunk))
@@ -187,6 +190,7 @@ def _count_stream(found: Certificate, data: Chunks, table: Table) -> int:
         found.tokens["end"] += ends
         found.learned["answer"] += len(block) - ends
         found.learned["end"] += ends - int(at == 0 and block[0] == table.eot)
+        release(data)
     return spelled
 
 
@@ -194,8 +198,7 @@ def certify_masks(prepared: Prepared, tokenizer: Tokenizer) -> Certificate:
     """What can be told of prepared data whose texts are not there: its targets are the tokens that follow."""
     found = Certificate()
     for name, data in prepared.splits().items():
-        for i in range(len(data)):
-            s = data.get(i, 0)
+        for i, s in enumerate(walk(data)):
             learned = s.targets != IGNORE
             if prepared.labels:
                 right = learned.sum() == 1 and bool(learned[-1])
@@ -208,7 +211,11 @@ def certify_masks(prepared: Prepared, tokenizer: Tokenizer) -> Certificate:
             found.tokens["answer"] += int(learned.sum()) - ends
             found.tokens["end"] += ends
             found.records += 1
-    found.learned |= {"answer": found.tokens["answer"], "end": found.tokens["end"]}
+    if prepared.labels:
+        found.learned["class"], found.tokens["prompt"] = found.tokens["answer"], sum(found.tokens.values())
+        found.tokens["answer"] = 0
+    else:
+        found.learned |= {"answer": found.tokens["answer"], "end": found.tokens["end"]}
     return found
 
 
@@ -222,3 +229,5 @@ def count_padding(found: Certificate, loader: Loader, data: Sequences) -> None:
         extra = abs(sum(b.learned for b in batches) - want)
         found.learned["padding"] += extra
         found.check("padding in loss").count(extra, f"step {step + 1}", padding)
+        if step % _STEPS == 0:
+            release(data)

@@ -23,6 +23,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #d5d9de; border-radius: 4px; padding: .6rem; }
 .prompt { background: #e4eaf2; } .header { background: #ececec; color: #5a6470; } .answer { background: #cdecd4; }
 .end { background: #2f7d4b; color: #fff; } .padding { background: #fff; color: #999; } .other { background: #f6c7bf; }
+.class { background: #f3e3a8; margin-left: .4rem; }
 ul { margin: .2rem 0; padding-left: 1.2rem; }
 """
 
@@ -93,11 +94,11 @@ def _findings(findings: Iterable[Mapping[str, Any]], notes: Iterable[str]) -> st
 
 
 def _certificate(certificate: Mapping[str, Any]) -> str:
+    tokens, learned = certificate["tokens"], certificate["learned"]
     rows = "".join(
-        f"<tr><th>{_text(role)}</th><td class='n'>{count:,}</td>"
-        f"<td class='n'>{certificate['learned'][role]:,}</td></tr>"
-        for role, count in certificate["tokens"].items()
-        if count
+        f"<tr><th>{_text(role)}</th><td class='n'>{tokens.get(role, 0):,}</td><td class='n'>{count:,}</td></tr>"
+        for role, count in learned.items()
+        if count or tokens.get(role)
     )
     checks = "".join(
         f"<tr><td>{_status(c['ok'], 'ok', 'FAILED')}</td><td>{_text(c['name'])}</td><td class='n'>{c['of']:,}</td>"
@@ -117,8 +118,10 @@ def _failure(check: Mapping[str, Any]) -> str:
 
 
 def _samples(samples: Iterable[Mapping[str, Any]]) -> str:
-    legend = " ".join(f'<span class="{r}">&nbsp;{r}&nbsp;</span>' for r in ("prompt", "header", "answer", "end"))
-    found = [f"<p>{legend}</p>"]
+    samples = list(samples)
+    there = {role for sample in samples for role, _ in sample["stretches"]}
+    roles = [r for r in ("prompt", "header", "answer", "end", "class", "other") if r in there]
+    found = ["<p>" + " ".join(f'<span class="{r}">&nbsp;{r}&nbsp;</span>' for r in roles) + "</p>"]
     for sample in samples:
         spans = "".join(f'<span class="{escape(role)}">{_lines(text)}</span>' for role, text in sample["stretches"])
         found.append(f'<p class="where">{_text(sample["where"])}</p><pre>{spans}</pre>')

@@ -6,12 +6,13 @@ computed, on the network as it is, and leaves weights and gradients as it found 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from finetwo.data.sequences import IGNORE
 from finetwo.model.attend import Causal
@@ -54,50 +55,55 @@ def sample_of(
 def prove(network: Network, sample: Sample) -> dict[str, Any]:
     """Return what changes when labels outside of the mask and the tokens of padding are replaced by others.
 
-    `loss_change` and `gradient_change` are relative; `outside_gradient` is the largest gradient at a hidden state where
-    nothing may be learned; `control_change` shows that a label inside of the mask does matter.
+    Training's loss and gradient are held against a second computation, over the logits of all places, that is given
+    random labels wherever nothing may be learned, and other padding: `loss_change` and `gradient_change` are relative.
+    `outside_gradient` is training's largest gradient at a hidden state where nothing may be learned; `control_change`
+    shows that a label inside of the mask does matter.
     """
     device, was_training = next(network.parameters()).device, network.training
     network.eval()
     tokens, targets, may, real = (t.to(device) for t in (sample.tokens, sample.targets, sample.may, sample.real))
-    classes = len(network.config.labels) or network.config.vocab_size
     try:
-        loss, gradients, hidden = _loss(network, tokens, targets)
+        loss, gradients, hidden = _gradients(network, lambda: _training_loss(network, tokens, targets))
         read = real if network.config.labels and network.config.pooling == "mean" else may
-        outside = float(hidden[~read].abs().max())
-        live = (targets != IGNORE) & ~may
-        other_targets = torch.where(live, (targets + 1) % classes, targets)
-        other_tokens = torch.where(real, tokens, (tokens + 7) % network.config.vocab_size)
-        changed, others, _ = _loss(network, other_tokens, other_targets)
-        control = _loss(network, tokens, _one_changed(targets, may, classes))[0]
+        outside = float(hidden[~read].abs().max()) if bool((~read).any()) else 0.0
+        padded = torch.where(real, tokens, (tokens + 7) % network.config.vocab_size)
+        labels = _labels(network, tokens, targets, may)
+        other, others, _ = _gradients(network, lambda: _reference_loss(network, padded, labels, may))
+        control = float(_training_loss(network, tokens, _one_changed(network, targets, may)).detach())
     finally:
         network.train(was_training)
     scale = max((float(g.abs().max()) for g in gradients), default=0.0) or 1.0
+    pairs = zip(gradients, others, strict=True)
     found: dict[str, Any] = {
         "records": int(tokens.shape[0]),
         "loss": loss,
-        "loss_change": abs(changed - loss) / max(abs(loss), 1e-12),
-        "gradient_change": max((float((a - b).abs().max()) for a, b in zip(gradients, others, strict=True)), default=0)
-        / scale,
+        "loss_change": abs(other - loss) / max(abs(loss), 1e-12),
+        "gradient_change": max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / scale,
         "outside_gradient": outside,
         "control_change": abs(control - loss) / max(abs(loss), 1e-12),
     }
-    found["ok"] = (
-        found["loss_change"] <= TOLERANCE
-        and found["gradient_change"] <= TOLERANCE
-        and outside == 0.0
-        and found["control_change"] > 0
-    )
+    small = found["loss_change"] <= TOLERANCE and found["gradient_change"] <= TOLERANCE
+    found["ok"] = bool(small and outside == 0.0 and found["control_change"] > 0)
     found["words"] = (
-        f"on {found['records']} records, other labels outside of the mask and other padding change the loss by "
-        f"{found['loss_change']:.1e} and the gradient by {found['gradient_change']:.1e} (one label inside of it: "
+        f"on {found['records']} records, random labels outside of the mask and other padding change the loss by "
+        f"{found['loss_change']:.1e} and the gradient by {found['gradient_change']:.1e} of itself (one label inside: "
         f"{found['control_change']:.1e}); largest gradient outside {outside:.1e}"
     )
     return found
 
 
-def _one_changed(targets: Tensor, may: Tensor, classes: int) -> Tensor:
+def _labels(network: Network, tokens: Tensor, targets: Tensor, may: Tensor) -> Tensor:
+    """A label everywhere (B, T): where one is allowed the target, else the token that follows; elsewhere random."""
+    classes = len(network.config.labels) or network.config.vocab_size
+    follows = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1) % classes
+    random = torch.randint(classes, tokens.shape, generator=torch.Generator().manual_seed(1)).to(tokens.device)
+    return torch.where(may, torch.where(targets != IGNORE, targets, follows), random)
+
+
+def _one_changed(network: Network, targets: Tensor, may: Tensor) -> Tensor:
     """Targets with the first allowed one changed."""
+    classes = len(network.config.labels) or network.config.vocab_size
     at = torch.nonzero((targets != IGNORE) & may)
     found = targets.clone()
     if len(at):
@@ -106,17 +112,38 @@ def _one_changed(targets: Tensor, may: Tensor, classes: int) -> Tensor:
     return found
 
 
-def _loss(network: Network, tokens: Tensor, targets: Tensor) -> tuple[float, list[Tensor], Tensor]:
-    """Loss, its gradients by parameter that learns, and its gradient at the trunk's output (B, T, D)."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+def _positions(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+
+
+def _training_loss(network: Network, tokens: Tensor, targets: Tensor) -> Tensor:
+    return network.loss(tokens, _positions(tokens), targets, Causal())
+
+
+def _reference_loss(network: Network, tokens: Tensor, labels: Tensor, may: Tensor) -> Tensor:
+    """The sum of the losses where `may`, taken from logits of every place; of a classifier from each document's."""
+    if network.config.labels:
+        places = torch.where(may, labels, IGNORE)
+        logits = network.class_logits(tokens, _positions(tokens), places, Causal())  # (K, C)
+        return cross_entropy(logits, labels[may], reduction="sum")
+    logits = network(tokens, _positions(tokens), Causal()).float()  # (B, T, V)
+    every = cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # (B, T)
+    return (every * may).sum()
+
+
+def _gradients(network: Network, loss_of: Callable[[], Tensor]) -> tuple[float, list[Tensor], Tensor]:
+    """A loss, its gradients by parameter that learns, and its gradient at the trunk's output (B, T, D)."""
     seen: list[Tensor] = []
     handle = network.transformer.register_forward_hook(lambda module, given, out: seen.append(out))
     try:
         with torch.enable_grad():
-            loss = network.loss(tokens, positions, targets, Causal())
+            loss = loss_of()
     finally:
         handle.remove()
     parameters = list(trainable(network).values())
-    grads: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [seen[0], *parameters], allow_unused=True)
-    at_hidden = torch.zeros_like(seen[0]) if grads[0] is None else grads[0]
-    return float(loss.detach()), [g for g in grads[1:] if g is not None], at_hidden.detach()
+    asked = [seen[0], *parameters] if seen[0].requires_grad else parameters
+    grads: list[Tensor | None] = list(torch.autograd.grad(loss, asked, allow_unused=True))
+    at_hidden = grads.pop(0) if len(grads) > len(parameters) else None
+    outside = torch.zeros_like(seen[0]) if at_hidden is None else at_hidden
+    full = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+    return float(loss.detach()), full, outside.detach()

@@ -22,10 +22,10 @@ NEAR = 0.8
 """Jaccard similarity from which two texts are near duplicates."""
 BANDS, ROWS = 32, 4
 """A pair of similarity 0.8 shares no band in one of twenty million cases (1 - 0.8^4)^32."""
-_RUN = 100
+_RUN = 1000
 """How many earlier texts of one band a text is compared with at most."""
 _PAIRS = 2_000_000
-_WORDS = 1 << 20
+_WORDS = 1 << 18
 _BATCH = 4096
 _MIX = tuple(np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
 
@@ -164,6 +164,7 @@ def resolve(
         found = within if side(i) == side(j) else across
         if i in found or equal(i) == equal(j):
             continue
-        if jaccard(hashes(i), hashes(j)) >= NEAR:
+        a, b = hashes(i), hashes(j)
+        if min(len(a), len(b)) >= NEAR * max(len(a), len(b)) and jaccard(a, b) >= NEAR:
             found[i] = j
     return within, across

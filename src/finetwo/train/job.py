@@ -18,6 +18,7 @@ from finetwo.core.config import SamplingConfig, TrainConfig, to_dict
 from finetwo.core.errors import FineTwoError, InputError
 from finetwo.core.files import TEMPORARY, write_json
 from finetwo.data.columns import Columns
+from finetwo.data.examples import Loaded
 from finetwo.data.labels import class_weights
 from finetwo.data.loader import Loader
 from finetwo.generate.pipeline import Model
@@ -28,7 +29,7 @@ from finetwo.store.hub_data import data_path
 from finetwo.store.peft import save_adapter
 from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
-from finetwo.tasks.task import Task
+from finetwo.text.template import Template
 from finetwo.train.evaluate import byte_lengths, class_evaluation, class_logits, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training
@@ -58,12 +59,14 @@ def train(
     say: Say = lambda _: None,
     listeners: Sequence[Listener] = (),
     model: Model | None = None,
+    look: Callable[[Loaded, Template | None], None] = lambda loaded, template: None,
 ) -> Report:
     """Run one training job and return its report.
 
     `data` (a path, records in memory or a DataFrame) stands for `config.data`, and a `model` in memory, which is
-    trained in place, for `config.model`. Raises InputError or EnvironmentFault
-    before the first step, NumericError or Stopped (state saved) during the run.
+    trained in place, for `config.model`. `look` is shown the records where they are read from the user's files, and
+    not where a cache has them prepared. Raises InputError or EnvironmentFault before the first step, NumericError or
+    Stopped (state saved) during the run.
     """
     data = config.data if data is None else data
     if data is None:
@@ -81,10 +84,12 @@ def train(
     seed_all(config.seed)
     start = fresh_start(config, say) if task.fresh else given_start(config, task, model)
     config = settle(config, start.network, task)
+    there = start.network.config.labels
+    wanted = Wanted(config, data, task, start.tokenizer, start.extras.template, there, look)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
     with strictly(config.deterministic), Preparing(), RunFolder.open(out, needed, inputs) as folder:
-        return _run(config, data, task, start, folder, say, listeners)
+        return _run(wanted, start, folder, say, listeners)
 
 
 @dataclass
@@ -98,21 +103,13 @@ class _Planned:
     frozen: int
 
 
-def _run(
-    config: TrainConfig,
-    data: object,
-    task: Task,
-    start: Start,
-    folder: RunFolder,
-    say: Say,
-    extra: Sequence[Listener],
-) -> Report:
+def _run(wanted: Wanted, start: Start, folder: RunFolder, say: Say, extra: Sequence[Listener]) -> Report:
     """Plan the job, find where to go on from, and train."""
     try:
-        planned = _plan(config, data, task, start, folder, say)
-        receipt = _receipt(planned, config, data, start, folder)
+        planned = _plan(wanted, start, folder, say)
+        receipt = _receipt(planned, wanted.config, wanted.data, start, folder)
         try:
-            return _planned_run(planned, config, folder, say, [*extra, receipt])
+            return _planned_run(planned, wanted.config, folder, say, [*extra, receipt])
         except FineTwoError as error:
             receipt.failed(error)
             raise
@@ -157,17 +154,16 @@ def _planned_run(
     return Report(model, folder.path, **vars(outcome), trainable=planned.learned, frozen=planned.frozen)
 
 
-def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: RunFolder, say: Say) -> _Planned:
+def _plan(wanted: Wanted, start: Start, folder: RunFolder, say: Say) -> _Planned:
     """Put data, model and settings together, and say what will be done."""
+    config = wanted.config
     assert config.lr is not None
     device = pick_device(config.device)
-    prepared = _prepare(config, data, task, start, folder, say)
-    under = base_digest(start.network) if not task.fresh else "fresh"
-    _add_classes(config, start.network, prepared, say)
-    model = Model(start.network, start.tokenizer, prepared.template, task.name, config.model, start.base)
-    _add_adapter(config, model.network, say)
+    prepared = prepared_data(wanted, folder.path / CACHE, folder.path / _MADE, say)
+    under = base_digest(start.network) if not wanted.task.fresh else "fresh"
+    held_back = complete(config, start.network, prepared, say)
+    model = Model(start.network, start.tokenizer, prepared.template, wanted.task.name, config.model, start.base)
     weights = class_weights(config.class_weights, prepared.labels, prepared.class_counts)
-    held_back = freeze(model.network, config.freeze) if config.freeze else 0
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
     loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
@@ -199,12 +195,18 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
 # --- the parts of the job -----------------------------------------------------------------------------------------
 
 
-def _prepare(config: TrainConfig, data: object, task: Task, start: Start, folder: RunFolder, say: Say) -> Prepared:
-    there = start.network.config.labels
-    wanted = Wanted(config, data, task, start.tokenizer, start.extras.template, there)
-    if task.layout == "stream":
-        make_template(task, config.template, None, Columns(), [])
-    return prepare(wanted, folder.path / CACHE, folder.path / _MADE, say)
+def prepared_data(wanted: Wanted, cache: Path, made: Path, say: Say) -> Prepared:
+    """The data of a job, from the folder `cache` or made in `made`; InputError as `prepare` and for idle options."""
+    if wanted.task.layout == "stream":
+        make_template(wanted.task, wanted.config.template, None, Columns(), [])
+    return prepare(wanted, cache, made, say)
+
+
+def complete(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> int:
+    """Give the network its classes, its adapter and its frozen parts; return how many weights --freeze holds back."""
+    _add_classes(config, network, prepared, say)
+    _add_adapter(config, network, say)
+    return freeze(network, config.freeze) if config.freeze else 0
 
 
 def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> None:
@@ -216,9 +218,8 @@ def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say:
         say(f"head: going on with the model's own over {len(there)} classes")
         return
     if there == prepared.labels:
-        say(
-            f"head: the model's reads {network.config.pooling}, --pooling {config.pooling} asks for another: a fresh one"
-        )
+        asked = f"--pooling {config.pooling} asks for another"
+        say(f"head: the model's reads {network.config.pooling}, {asked}; a fresh head is put on")
     elif there:
         say(f"head: the model's classes ({', '.join(there[:6])}) are not those of the data; a fresh head is put on")
     network.add_classes(prepared.labels, config.pooling, config.seed)
@@ -233,17 +234,22 @@ def _add_adapter(config: TrainConfig, network: Network, say: Say) -> None:
         network.freeze_all_but_lora()
 
 
+def refuse_idle(config: TrainConfig) -> None:
+    """Raise InputError for options of evaluation, where there is no validation data."""
+    unset = TrainConfig()
+    for name, idle in (("patience", ()), ("eval_every", ("0",)), ("eval_limit", ())):
+        value = getattr(config, name)
+        if value != getattr(unset, name) and value not in idle:
+            fix = f"give a validation file or --rows.split, or leave --{name} out"
+            raise InputError(f"--{name}", "there is no validation data", value, fix)
+
+
 def _evaluator(
     config: TrainConfig, model: Model, prepared: Prepared, weights: Sequence[float] | None, say: Say
 ) -> Callable[[Callable[[], bool]], Any] | None:
     validation = prepared.validation
     if validation is None:
-        unset = TrainConfig()
-        for name, idle in (("patience", ()), ("eval_every", ("0",)), ("eval_limit", ())):
-            value = getattr(config, name)
-            if value != getattr(unset, name) and value not in idle:
-                fix = f"give a validation file or --rows.split, or leave --{name} out"
-                raise InputError(f"--{name}", "there is no validation data", value, fix)
+        refuse_idle(config)
         say("no validation data: the run cannot tell the best step, and keeps the last")
         return None
     settings: dict[str, Any] = {

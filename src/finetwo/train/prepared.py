@@ -20,7 +20,7 @@ from finetwo.core.errors import InputError
 from finetwo.core.files import TEMPORARY, faults, fsync_dir
 from finetwo.core.version import __version__
 from finetwo.data.cache import Chunks, Corpus
-from finetwo.data.examples import load_rows, load_splits
+from finetwo.data.examples import Loaded, load_rows, load_splits
 from finetwo.data.loader import Sequences
 from finetwo.data.records import Records, write_records
 from finetwo.data.sealed import METADATA, describe_files, is_prepared, read_metadata, write_metadata
@@ -47,6 +47,8 @@ class Wanted:
     """The template that the model brings along."""
     labels: tuple[str, ...] = ()
     """The classes that the model tells apart already."""
+    look: Callable[[Loaded, Template | None], None] = lambda loaded, template: None
+    """Is shown the records and their template where they are read from the user's files, and not from a cache."""
 
     @property
     def max_length(self) -> int:
@@ -123,6 +125,7 @@ def _records(wanted: Wanted, say: Say) -> Prepared:
         say(f"template: {template.name}")
     if set(loaded.labels) == set(wanted.labels):  # a classifier that goes on keeps the order of its head
         loaded = replace(loaded, labels=wanted.labels)
+    wanted.look(loaded, template)
     found = prepare_records(loaded, task, template, wanted.tokenizer, config, wanted.max_length, say)
     if found.labels and len(found.class_counts) < 2:
         fix = "give records of another class, or another --rows.split"
