@@ -188,7 +188,10 @@ def test_what_is_no_classification_unless_it_is_asked_for(names: str, kind: str)
     [
         ("headline,category", "Fix: --task classify would take text = 'headline', label = 'category'; or say which is"),
         ("review,stars", "Fix: --task classify would take text = 'review', label = 'stars'; or say which is"),
-        ("claim,evidence,target", "Fix: --task entail would take first = 'claim', second = 'evidence', label = 'target'; "),
+        (
+            "claim,evidence,target",
+            "Fix: --task entail would take first = 'claim', second = 'evidence', label = 'target'; ",
+        ),
         ("subject,body,queue", "Fix: say which is which: "),
         ("a,b,category", "Fix: say which is which: "),
     ],

@@ -242,3 +242,18 @@ def test_the_real_sets(shared_data: Path) -> None:
     assert loaded.counts["read"] == 2000
     loaded = load_splits(shared_data / "entail/rte/dev.tsv", RowsConfig(), 0, lambda _: None)
     assert loaded.columns.kind == "entail" and loaded.labels == ("0", "1") and loaded.counts["read"] == 277
+
+
+def test_the_classes_of_a_model_are_all_there_are() -> None:
+    """The remedy was to list the class in --rows.labels, which no model learns by."""
+    with pytest.raises(
+        InputError, match=r"not among no, yes \(got maybe\). Fix: correct it, or leave such records out"
+    ):
+        load_rows(table(["yes", "maybe"]), RowsConfig(), 0, lambda _: None, "classify", ("no", "yes"))
+
+
+def test_a_test_set_whose_classes_are_withheld_is_for_predict() -> None:
+    with pytest.raises(
+        InputError, match=r"left out: 3 without a class. Fix: give records with a class; finetwo predict"
+    ):
+        load_rows(table([-1, -1, -1]), RowsConfig(), 0, lambda _: None, "classify", ("no", "yes"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def test_the_pipeline_of_transformers_takes_several_texts(
     """Its tokenizer needs a padding token for that, and must not take a mark in a text for one."""
     from transformers import pipeline
 
-    save_model(tmp_path, classifier(tiny_shape), tiny_tokenizer, EXTRAS)
+    save_model(
+        tmp_path, classifier(replace(tiny_shape, n_positions=64)), tiny_tokenizer, replace(EXTRAS, max_length=64)
+    )
     marked = ["it ends in <|endoftext|>", "<|endoftext|>", "a <|endoftext|> b"]  # plain text here, padding there
     texts = ["the lamp", "who?", "the harbour went out", *marked]
     found = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts, batch_size=3)
@@ -101,7 +104,7 @@ def test_pairs_keep_their_separator_in_transformers(
     """Written as a text or as ids, the separator is one token there, and read like any other."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    save_model(tmp_path, classifier(tiny_shape), tiny_tokenizer, Extras(task="entail"))
+    save_model(tmp_path, classifier(replace(tiny_shape, n_positions=64)), tiny_tokenizer, Extras(task="entail"))
     tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForSequenceClassification
     pairs = [("the lamp", "it is out"), ("who?", "nobody answered, for the wind")]
     inputs = tokenizer([a + tokenizer.eos_token + b for a, b in pairs], padding=True, return_tensors="pt")

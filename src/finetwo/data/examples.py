@@ -197,7 +197,7 @@ def _assemble(groups: dict[str, list[Row]], wanted: _Wanted, seed: int, on_note:
             name_classes(splits, names)
         given = wanted.labels or names
         own = ["train", *(name for name in SPLITS if name not in groups)]  # those that are parts of train's file
-        labels = find_labels(splits, given, origin, own)
+        labels = find_labels(splits, given, origin, own, of_model=bool(wanted.labels))
     counts.update({name: len(part) for name, part in splits.items()})
     counts["end_of_text"] = count_marks(e for part in splits.values() for e in part)
     counts["overlap"] = _overlap(splits, rows, on_note, origin)
@@ -313,7 +313,10 @@ def _say(counts: Counter[str], on_note: Note, origin: str) -> None:
         reasons.append(f"{counts['left_out']:,} beyond the counts of --rows.split")
     out = f"; left out: {', '.join(reasons)}" if reasons else ""
     if not sizes:
-        raise InputError(origin, f"{counts['read']:,} records read, 0 left{out}", fix="give records with text in them")
+        fix = "give records with text in them"
+        if counts["unlabelled"]:
+            fix = "give records with a class; finetwo predict tells the classes of those without"
+        raise InputError(origin, f"{counts['read']:,} records read, 0 left{out}", fix=fix)
     on_note(f"{origin}: {counts['read']:,} records read: {sizes}{out}")
     if counts["end_of_text"]:
         on_note(f"{origin}: {counts['end_of_text']:,} records contain {END_OF_TEXT}; it is read as plain text")
