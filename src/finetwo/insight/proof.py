@@ -19,7 +19,7 @@ from finetwo.model.attend import Causal
 from finetwo.model.network import Network
 from finetwo.train.optimizer import trainable
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 """Largest relative change that passes for none: the sums may run in another order."""
 
 
