@@ -18,7 +18,6 @@ import torch
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import EnvironmentFault, InputError
 from finetwo.data.examples import Loaded, load_splits
-from finetwo.data.loader import Loader
 from finetwo.data.sequences import IGNORE
 from finetwo.data.sharing import stream_splits
 from finetwo.insight.corpus_doctor import examine_texts
@@ -35,7 +34,7 @@ from finetwo.train.corpora import prepare_stream
 from finetwo.train.optimizer import freeze
 from finetwo.train.prepare import Prepared, detect_task, prepare_records
 from finetwo.train.prepared import Wanted, is_prepared, prepare
-from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, make_loader, pick_device, settle
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -143,10 +142,10 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
     with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:
         made, loaded = _prepare(config, data, task, start, Path(folder), both)
         watch = _Watch(start.tokenizer, samples)
-        loader = Loader(made.train, config.batch_size, config.grad_accum, config.packing, config.seed)
+        _complete(config, start, made)
+        loader = make_loader(config, made.train, start.network, both)
         certificate = _certify(made, loaded, config, start.tokenizer, watch)
         count_padding(certificate, loader, made.train)
-        _complete(config, start, made)
         start.network.to(device)
         certificate.proof = prove(start.network, _proof_sample(made, watch))
         start.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
