@@ -21,6 +21,7 @@ from finetwo.core.config import TrainConfig, parse_every
 from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
 from finetwo.model.network import Network
+from finetwo.model.stored import count_parameters, weight_bytes
 from finetwo.train.evaluate import attend_for, autocast, to_device
 from finetwo.train.machine import resident_bytes
 from finetwo.train.optimizer import Optimizer, trainable
@@ -94,7 +95,7 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
     sizes = _step_sizes(loader)
     read = _tokens_of(sizes, total)
     learned = sum(p.numel() for p in trainable(network).values())
-    size = sum(p.numel() for p in network.parameters())
+    size = count_parameters(network)
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     formula = _formula(network, learned, size, loader.batches(largest), device)
     per_token, fixed, peak = _timed(network, loader, config, largest, sizes)
@@ -148,7 +149,7 @@ def _formula(network: Network, learned: int, size: int, batches: list[Batch], de
     """Weights, gradients, moments, what the layers keep of the largest batch, and the head's chunks."""
     shape = network.config
     tokens = max(b.tokens.size for b in batches)
-    floats = 4 * size + 12 * learned + 4 * tokens * shape.n_layer * shape.n_embd * _STATES + _CHUNKS
+    floats = weight_bytes(network) + 12 * learned + 4 * tokens * shape.n_layer * shape.n_embd * _STATES + _CHUNKS
     head = 4 * shape.vocab_size * shape.n_embd
     return floats + head + (_OVERHEAD if device.type == "cpu" else 0)
 

@@ -29,13 +29,14 @@ from finetwo.insight.findings import Finding
 from finetwo.insight.laid import ANSWER, END, ROLES, Laid, Told
 from finetwo.insight.ours import certify_masks, certify_records, certify_stream, count_padding
 from finetwo.insight.proof import Sample, prove, sample_of
+from finetwo.store.folder import base_digest
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.corpora import prepare_stream
 from finetwo.train.optimizer import freeze
 from finetwo.train.prepare import Prepared, detect_task, prepare_records
 from finetwo.train.prepared import Wanted, is_prepared, prepare
-from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, quantise_base, settle
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -146,7 +147,7 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
         loader = Loader(made.train, config.batch_size, config.grad_accum, config.packing, config.seed)
         certificate = _certify(made, loaded, config, start.tokenizer, watch)
         count_padding(certificate, loader, made.train)
-        _complete(config, start, made)
+        _complete(config, start, made, both)
         start.network.to(device)
         certificate.proof = prove(start.network, _proof_sample(made, watch))
         start.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
@@ -203,7 +204,7 @@ def _certify(
     return certify_records(made, loaded, tokenizer, config.max_length, watch.hear)
 
 
-def _complete(config: TrainConfig, start: Start, made: Prepared) -> None:
+def _complete(config: TrainConfig, start: Start, made: Prepared, say: Say) -> None:
     """Give the network what training would give it: classes, an adapter, frozen parts."""
     network = start.network
     there = network.config
@@ -215,6 +216,7 @@ def _complete(config: TrainConfig, start: Start, made: Prepared) -> None:
         network.freeze_all_but_lora()
     if config.freeze:
         freeze(network, config.freeze)
+    quantise_base(config, network, base_digest(network), say)
 
 
 def _proof_sample(made: Prepared, watch: _Watch) -> Sample:

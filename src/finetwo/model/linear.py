@@ -27,6 +27,10 @@ class Linear(nn.Module):
         flat = x.reshape(-1, self.in_features)
         return torch.addmm(self.bias, flat, self.weight).view(*x.shape[:-1], self.out_features)
 
+    def absorb(self, change: Tensor) -> None:
+        """Add `change` (in, out) float32 to the weight, summed in float32."""
+        self.weight.copy_((self.weight.float() + change).to(self.weight.dtype))
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y = self.base(x)
         return y if self.adapter is None else y + self.adapter(x)

@@ -6,6 +6,7 @@ the arithmetic changed by more than the bound.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from finetwo.core.errors import InputError
 from finetwo.core.files import faults, fsync_dir
 from finetwo.model.lora import merge_lora
+from finetwo.model.storing import KINDS, store_blocks
 from finetwo.store.change import Change, probe_tokens
 from finetwo.store.folder import save_model
 from finetwo.store.models import Opened
@@ -40,7 +42,8 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
     if kind in ("adapter", "merged") and not opened.is_adapter:
         raise InputError(f"--to {kind}", f"{opened.name} is a whole model without an adapter", None, "use --to hf")
     bound = BOUNDS[dtype] if max_difference is None else max_difference
-    said = [] if kind == "adapter" else _changed(opened, kind, dtype, bound)
+    said = _storage(opened)
+    said += [] if kind == "adapter" else _changed(opened, kind, dtype, bound)
     temporary = out.with_name(f".tmp-{out.name}")
     with faults(out):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -73,6 +76,24 @@ def _loader(opened: Opened, kind: str) -> str:
         return f"transformers.{name}.from_pretrained(FOLDER){between}"
     count = f", num_labels={len(config.labels)}" if config.labels else ""
     return f"peft.PeftModel.from_pretrained(transformers.{name}.from_pretrained(BASE{count}), FOLDER){between}"
+
+
+@torch.no_grad()
+def _storage(opened: Opened) -> list[str]:
+    """What lies between the base an adapter was trained on, if quantised, and the full-precision base it goes to."""
+    kind = opened.extras.quantize
+    if kind not in KINDS:
+        return []
+    full = opened.network.eval()
+    probe = probe_tokens(opened.tokenizer, full.config.n_positions)
+    trained = copy.deepcopy(full)
+    store_blocks(trained, kind)
+    change = Change.between(probe, trained(probe), full(probe), classes=bool(full.config.labels))
+    first = (
+        f"the adapter was trained on its base stored as {kind} and is written for the base in full precision: what "
+        f"rounding took from the base comes back, which the adapter has not seen (no loss of the export)"
+    )
+    return [first, *(f"from {kind} to full precision: {line}" for line in change.figures())]
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from finetwo.data.loader import Loader
 from finetwo.generate.pipeline import Model
 from finetwo.generate.prompts import read_prompts
 from finetwo.model.network import Network
+from finetwo.model.stored import count_parameters
 from finetwo.store.folder import Extras, base_digest, save_model
 from finetwo.store.hub_data import data_path
 from finetwo.store.peft import save_adapter
@@ -42,7 +43,7 @@ from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all
 from finetwo.train.signals import Preparing
-from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, quantise_base, settle
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -173,6 +174,7 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
     _add_adapter(config, model.network, say)
     weights = class_weights(config.class_weights, prepared.labels, prepared.class_counts)
     held_back = freeze(model.network, config.freeze) if config.freeze else 0
+    quantise_base(config, model.network, under, say)
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
     loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
@@ -181,7 +183,7 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
         f"an epoch), lr {config.lr:g}, {config.precision}, {device}"
     )
     learned = sum(p.numel() for p in trainable(model.network).values())
-    frozen = sum(p.numel() for p in model.network.parameters()) - learned
+    frozen = count_parameters(model.network) - learned
     if device.type == "cpu":
         check_memory(12 * learned, f"the gradients and moments of {learned:,} parameters")
     say(f"trainable {learned:,}, frozen {frozen:,}" + (f" ({held_back:,} by --freeze)" if held_back else ""))
