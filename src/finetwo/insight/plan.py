@@ -29,7 +29,6 @@ from finetwo.insight.findings import Finding
 from finetwo.insight.laid import ANSWER, END, ROLES, Laid, Told
 from finetwo.insight.ours import certify_masks, certify_records, certify_stream, count_padding
 from finetwo.insight.proof import Sample, prove, sample_of
-from finetwo.store.folder import base_digest
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.corpora import prepare_stream
@@ -216,7 +215,7 @@ def _complete(config: TrainConfig, start: Start, made: Prepared, say: Say) -> No
         network.freeze_all_but_lora()
     if config.freeze:
         freeze(network, config.freeze)
-    quantise_base(config, network, base_digest(network), say)
+    quantise_base(config, network, say)
 
 
 def _proof_sample(made: Prepared, watch: _Watch) -> Sample:

@@ -174,7 +174,7 @@ def _plan(config: TrainConfig, data: object, task: Task, start: Start, folder: R
     _add_adapter(config, model.network, say)
     weights = class_weights(config.class_weights, prepared.labels, prepared.class_counts)
     held_back = freeze(model.network, config.freeze) if config.freeze else 0
-    quantise_base(config, model.network, under, say)
+    quantise_base(config, model.network, say)
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
     loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))

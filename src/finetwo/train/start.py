@@ -20,7 +20,7 @@ from finetwo.model.config import SIZES, GPT2Config
 from finetwo.model.network import Network, Stored
 from finetwo.model.stored import stored_linears, weight_bytes
 from finetwo.model.storing import store_blocks
-from finetwo.store.folder import Extras
+from finetwo.store.folder import Extras, base_digest
 from finetwo.store.hub import resolve
 from finetwo.store.models import open_model
 from finetwo.tasks.task import Task
@@ -132,11 +132,11 @@ def _storage(config: TrainConfig, network: Network, *, lora: bool, fresh: bool) 
     return config
 
 
-def quantise_base(config: TrainConfig, network: Network, sha256: str, say: Say) -> None:
-    """Quantise the block matrices as the settings ask; `sha256` is the base's digest in full precision."""
+def quantise_base(config: TrainConfig, network: Network, say: Say) -> None:
+    """Quantise the block matrices as the settings ask; the network remembers its digest in full precision."""
     if config.quantize == "none" or network.stored is not None:
         return
-    before = weight_bytes(network)
+    before, sha256 = weight_bytes(network), base_digest(network)
     count = store_blocks(network, config.quantize)
     network.stored = Stored(config.quantize, sha256)
     away = stored_linears(network).values()
