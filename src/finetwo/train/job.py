@@ -7,7 +7,8 @@ can be refused is refused before the first step and before anything of the user'
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,24 @@ def train(
     config = settle(config, start.network, task)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
-    strict = torch.are_deterministic_algorithms_enabled()
+    with _deterministic(config.deterministic), Preparing(), RunFolder.open(out, needed, inputs) as folder:
+        return _run(config, data, task, start, folder, say, listeners)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch held to deterministic algorithms where that is wanted and not so already.
+
+    It is left alone otherwise: to be asked at all, it imports its compiler, which takes longer than all else here.
+    """
+    change = wanted and not torch.are_deterministic_algorithms_enabled()
+    if change:
+        torch.use_deterministic_algorithms(True)
     try:
-        torch.use_deterministic_algorithms(strict or config.deterministic)
-        with Preparing(), RunFolder.open(out, needed, inputs) as folder:
-            return _run(config, data, task, start, folder, say, listeners)
+        yield
     finally:
-        torch.use_deterministic_algorithms(strict)
+        if change:
+            torch.use_deterministic_algorithms(False)
 
 
 @dataclass

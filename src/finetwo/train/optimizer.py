@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
+from finetwo.train.adamw import AdamW
 
 
 def freeze(network: nn.Module, names: str, where: str = "--freeze") -> int:
@@ -49,10 +50,10 @@ class Optimizer:
         plain = [p for n, p in named.items() if n not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         betas = (0.9, 0.95) if config.task == "pretrain" else (0.9, 0.999)
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        self.parts: list[tuple[AdamW | torch.optim.Optimizer, float]] = []
         groups = [g for g in groups if g["params"]]
         if groups:
-            self.parts.append((torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.adam_eps, fused=True), lr))
+            self.parts.append((AdamW(groups, lr, betas, config.adam_eps), lr))
         if muon:
             part = torch.optim.Muon(
                 list(muon.values()), lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95
