@@ -18,7 +18,7 @@ from tests.standins.models import random_network, tiny_config
 
 import finetwo
 from finetwo.app import cli
-from finetwo.generate import engine
+from finetwo.generate import sampling
 from finetwo.generate.pipeline import Model
 from finetwo.model.network import Network
 from finetwo.store.folder import Extras, save_model
@@ -105,7 +105,7 @@ def test_the_answer_alone_comes_back(tiny_tokenizer: Tokenizer, monkeypatch: pyt
     def choose(_: object, logits: torch.Tensor, slots: list[int]) -> list[int]:
         return [next(said) for _ in slots]
 
-    monkeypatch.setattr(engine.Sampler, "choose", choose)
+    monkeypatch.setattr(sampling.Sampler, "choose", choose)
     assert model.generate("Who put it out?", max_new_tokens=40) == "The lamp is out."
     assert next(said, None) is not None, "it goes on behind the end"
 
