@@ -42,5 +42,10 @@ def test_punctuation_does_not_hide_a_name() -> None:
         assert carried(names, [text], [], [], []) == ([], 0), text
 
 
+def test_titles_are_no_names() -> None:
+    found = training_names(["then Captain Brevik met Miss Tamsa, and Captain Brevik saw Miss Tamsa"])
+    assert found == Counter({"Brevik": 2, "Tamsa": 2})
+
+
 def test_names_with_accents() -> None:
     assert training_names(["they met Zoë and saw Zoë again"]) == Counter({"Zoë": 2})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.standins.models import random_network, random_tokens, tiny_config
 
-from finetwo.insight.passages import passage_losses
+from finetwo.insight.passages import passage_losses, token_nats
 from finetwo.model.network import Network
 
 
@@ -70,3 +70,15 @@ def test_dropout_is_off_and_the_mode_kept(network: Network) -> None:
         assert network.training
     finally:
         network.eval()
+
+
+def test_token_by_token_they_sum_up_to_the_same(network: Network) -> None:
+    passages = [(p, first) for p, first in zip(rows([5, 19, 2, 11, 1]), (1, 4, 1, 2, 1), strict=True)]
+    nats, counts = passage_losses(network, passages, 2)
+    each = token_nats(network, passages, 2)
+    assert [len(one) for one in each] == counts.tolist()
+    assert [float(one.sum()) for one in each] == pytest.approx(nats, rel=1e-6)
+    with torch.no_grad():
+        logits = network(torch.tensor(passages[1][0])[None])[0].double().log_softmax(-1)
+    wanted = [-float(logits[i - 1, passages[1][0][i]]) for i in range(4, 19)]
+    assert each[1].tolist() == pytest.approx(wanted, rel=1e-4)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 _INSIDE = re.compile(r"(?:(?<=[a-z,;] )|(?<=\bMr )|(?<=\bMrs )|(?<=\bMr\. )|(?<=\bMrs\. ))([A-Z][a-zà-ÿ]+)(?![\w])")
 _WORD = re.compile(r"(?<!\w)[A-Z]?[a-zà-ÿ]+(?!\w)")
 _CAPITAL = re.compile(r"(?<!\w)[A-Z][a-zà-ÿ]+(?!\w)")
+_TITLES = frozenset(
+    "Mr Mrs Miss Misses Ms Dr Sir Lady Lord Madam Master Captain Colonel Major General Admiral Reverend".split()
+)
 _LEAST = 2
 """Times that a name stands in the training text."""
 
@@ -36,7 +39,7 @@ def training_names(pieces: Iterable[str]) -> Counter[str]:
         text = " ".join(piece.split())
         inside.update(_INSIDE.findall(text))
         low.update(w for w in _WORD.findall(text) if w[0].islower())
-    return Counter({n: c for n, c in inside.items() if c >= _LEAST and c > low[n.lower()]})
+    return Counter({n: c for n, c in inside.items() if c >= _LEAST and c > low[n.lower()] and n not in _TITLES})
 
 
 def carried(

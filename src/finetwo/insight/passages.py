@@ -1,4 +1,4 @@
-"""Losses of short passages under a network, one sum and count each.
+"""Losses of short passages under a network, summed or token by token.
 
 It knows token ids and a network, and neither files nor names. Its one invariant: a passage's figures do not depend on
 which others are measured with it, beyond rounding.
@@ -6,7 +6,7 @@ which others are measured with it, beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ Scored = tuple[NDArray[np.generic], int]
 """A passage's tokens, and the place in it (1 or more) from which on they are scored: behind a prompt, say."""
 
 
-@torch.no_grad()
 def passage_losses(
     network: Network, passages: Sequence[Scored], batch_size: int = 8
 ) -> tuple[Floats, NDArray[np.int64]]:
@@ -30,19 +29,35 @@ def passage_losses(
     Passages without a scored token count none; each must fit the context.
     """
     nats, counts = np.zeros(len(passages)), np.array([max(0, len(t) - first) for t, first in passages], dtype=np.int64)
-    order = [int(i) for i in np.argsort([-len(t) for t, _ in passages], kind="stable") if counts[i]]
+    for number, losses in _losses(network, passages, batch_size):
+        nats[number] = losses.sum()
+    return nats, counts
+
+
+def token_nats(network: Network, passages: Sequence[Scored], batch_size: int = 8) -> list[Floats]:
+    """Return for each passage the nats of each of its scored tokens, (its length - first,)."""
+    found: list[Floats] = [np.zeros(0)] * len(passages)
+    for number, losses in _losses(network, passages, batch_size):
+        found[number] = losses
+    return found
+
+
+@torch.no_grad()
+def _losses(network: Network, passages: Sequence[Scored], batch_size: int) -> Iterator[tuple[int, Floats]]:
+    """The losses of each passage that has any, the longest first, beside its number."""
+    order = [int(i) for i in np.argsort([-len(t) for t, _ in passages], kind="stable")]
+    order = [i for i in order if len(passages[i][0]) > passages[i][1]]
     was_training = network.training
     network.eval()
     try:
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
-            nats[rows] = _batch(network, [passages[r] for r in rows])
+            yield from zip(rows, _batch(network, [passages[r] for r in rows]), strict=True)
     finally:
         network.train(was_training)
-    return nats, counts
 
 
-def _batch(network: Network, passages: Sequence[Scored]) -> Floats:
+def _batch(network: Network, passages: Sequence[Scored]) -> list[Floats]:
     device = network.head_weight.device
     length = max(len(t) for t, _ in passages)
     tokens = torch.zeros(len(passages), length, dtype=torch.int64)  # right padding is invisible to real tokens
@@ -53,5 +68,4 @@ def _batch(network: Network, passages: Sequence[Scored]) -> Floats:
     tokens, keep = tokens.to(device), scored[:, 1:].to(device)
     hidden = network.hidden(tokens[:, :-1], None, Causal())
     losses = token_losses(hidden[keep], tokens[:, 1:][keep], network.head_weight).cpu().double().numpy()
-    owner = np.repeat(np.arange(len(passages)), [len(t) - first for t, first in passages])
-    return np.bincount(owner, losses, len(passages)).astype(np.float64)
+    return np.split(losses, np.cumsum([len(t) - first for t, first in passages])[:-1])

@@ -17,11 +17,12 @@ from finetwo.generate.engine import Engine, Request
 from finetwo.generate.pipeline import Model
 from finetwo.insight import extraction
 from finetwo.insight.copying import matches
+from finetwo.insight.layout import Layout
 from finetwo.insight.library import LEAST_ANSWER, Library, Reading, Say, Share, evenly, open_library
-from finetwo.insight.passages import passage_losses
+from finetwo.insight.passages import token_nats
 from finetwo.insight.stages import stages
 from finetwo.insight.strength import Base
-from finetwo.insight.style_figures import ORDERS, SHORTEST, State, StyleOptions, Texts, figures
+from finetwo.insight.style_figures import ORDERS, SHORTEST, Scores, State, StyleOptions, Texts, figures
 from finetwo.model.network import Network
 
 PREFIXES = (32, 64)
@@ -70,12 +71,15 @@ def _read(model: Model, options: StyleOptions, folder: Path, say: Say) -> Texts:
         say(f"--{part}: {len(library.starts):,} documents, {len(library.tokens):,} tokens")
     _check_apart(libraries)
     window = model.network.config.n_positions
+    layout = Layout(model.tokenizer)
     own, foreign = (
-        libraries[part].scored(options.passage_tokens, options.passages, SHORTEST, window)
+        Scores.of(
+            libraries[part], libraries[part].scored(options.passage_tokens, options.passages, SHORTEST, window), layout
+        )
         for part in ("held_out", "others")
     )
     for part, found in (("--held_out", own), ("--others", foreign)):
-        if len(found) < 2:
+        if len(found.begins) < 2:
             least = LEAST_ANSWER if libraries[part.strip("-")].records else SHORTEST
             what = f"has fewer than two passages of {least} to {options.passage_tokens} tokens"
             raise InputError(part, what, ", ".join(getattr(options, part.strip("-"))), "give more text")
@@ -129,18 +133,15 @@ def _openings(held: Library, options: StyleOptions) -> tuple[list[list[int]], li
 
 def _measure(network: Network, texts: Texts, options: StyleOptions) -> State:
     """Everything that is asked of one set of weights."""
-    losses = []
-    for library, places in ((texts.held_out, texts.own), (texts.others, texts.foreign)):
-        passages = [(library.tokens[begin:end], first - begin) for begin, first, end in places]
-        losses.append(passage_losses(network, passages, options.batch_size))
+    nats = [token_nats(network, scored, options.batch_size) for scored in (texts.own.scored, texts.foreign.scored)]
     engine = Engine(network, texts.train.tokenizer)
     done = engine.complete([Request(ids, options.sampling) for ids in texts.openings])
     eot = texts.train.tokenizer.eot
     written = [[t for t in answers[0].tokens if t != eot] for answers in done]
     return State(
-        own=losses[0][0] / losses[0][1],
-        foreign=losses[1][0] / losses[1][1],
-        own_loss=float(losses[0][0].sum() / losses[0][1].sum()),
+        own=texts.own.means(nats[0]),
+        foreign=texts.foreign.means(nats[1]),
+        own_loss=float(np.concatenate(nats[0]).mean()),
         written=written,
         copied=matches(texts.train.tokens, written, min(ORDERS)),
         recited={

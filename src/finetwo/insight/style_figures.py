@@ -17,8 +17,10 @@ from finetwo.core.config import RowsConfig, SamplingConfig
 from finetwo.generate.pipeline import Model
 from finetwo.insight import extraction
 from finetwo.insight.copying import Matches, matches
+from finetwo.insight.layout import Layout
 from finetwo.insight.library import LEAST_ANSWER, Library
 from finetwo.insight.names import carried, training_names
+from finetwo.insight.passages import Scored
 from finetwo.insight.ranking import auc, auc_interval, wilson
 from finetwo.insight.strength import Base
 from finetwo.insight.stride import exp
@@ -53,15 +55,37 @@ class StyleOptions:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """The passages of one side of the authorship test."""
+
+    begins: list[int]
+    scored: list[Scored]
+    written: list[NDArray[np.bool_]]
+    """Which of each passage's scored tokens are the writer's and not the layout's; some of every passage are."""
+
+    @classmethod
+    def of(cls, library: Library, places: Sequence[tuple[int, int, int]], layout: Layout) -> Scores:
+        """Return the passages at `places` (begin, first scored token, end) that have a written token."""
+        scored = [(library.tokens[begin:end], first - begin) for begin, first, end in places]
+        written = [layout.written(tokens, first) for tokens, first in scored]
+        kept = [i for i, mask in enumerate(written) if mask.any()]
+        return cls([places[i][0] for i in kept], [scored[i] for i in kept], [written[i] for i in kept])
+
+    def means(self, nats: Sequence[Floats]) -> Floats:
+        """Return the nats a written token of each passage, (N,), from those of every scored token."""
+        return np.array([losses[mask].mean() for losses, mask in zip(nats, self.written, strict=True)])
+
+
+@dataclass(frozen=True)
 class Texts:
     """The three libraries, and what is taken of them."""
 
     train: Library
     held_out: Library
     others: Library
-    own: list[tuple[int, int, int]]
-    """Passages of the author's held-out text: begin, first scored token, end."""
-    foreign: list[tuple[int, int, int]]
+    own: Scores
+    """Passages of the author's held-out text."""
+    foreign: Scores
     openings: list[list[int]]
     true: list[list[int]]
     """How the author went on after each opening."""
@@ -75,9 +99,10 @@ class State:
     """What one set of weights does."""
 
     own: Floats
-    """Nats a token of each passage of the author."""
+    """Nats a written token of each passage of the author."""
     foreign: Floats
     own_loss: float
+    """Nats a token over all passages of the author, the layout's included."""
     written: list[list[int]]
     copied: Matches
     recited: dict[str, tuple[list[bool], list[bool]]]
@@ -127,7 +152,7 @@ def figures(
 def _authorship(texts: Texts, under: State, state: State, seed: int) -> dict[str, Any]:
     own, foreign = under.own - state.own, under.foreign - state.foreign
     by_file: dict[str, list[float]] = {}
-    for (begin, _, _), ratio in zip(texts.foreign, foreign, strict=True):
+    for begin, ratio in zip(texts.foreign.begins, foreign, strict=True):
         by_file.setdefault(texts.others.places[texts.others.document_of(begin)][0], []).append(float(ratio))
     return {
         "auc": auc(own, foreign),
@@ -203,7 +228,8 @@ def _protocol(texts: Texts, options: StyleOptions) -> dict[str, str]:
     return {
         "authorship": (
             f"mean of log p(model) - log p(base), nats a token, on passages of {shortest} to {options.passage_tokens} "
-            f"tokens, evenly spread and each read alone{behind}; AUC: share of pairs (own, other) in which the "
+            f"tokens, evenly spread and each read alone{behind}; white space and the token behind a line end are read "
+            "and not counted, since lines are an edition's and no style; AUC: share of pairs (own, other) in which the "
             "author's passage has the greater one, ties half (Mann-Whitney); 95 % interval from 1,000 bootstrap "
             "resamples of both sides"
         ),
@@ -223,6 +249,6 @@ def _protocol(texts: Texts, options: StyleOptions) -> dict[str, str]:
         ),
         "names": (
             "words that the training text writes with a capital inside sentences at least twice, and more often than "
-            "without one; carried over: in continuations, and neither in the base's nor in any opening"
+            "without one, titles left out; carried over: in continuations, and neither in the base's nor in any opening"
         ),
     }
