@@ -37,12 +37,3 @@ def test_the_token_before_the_first_is_looked_at(tiny_tokenizer: Tokenizer) -> N
     ids = np.array(tiny_tokenizer.encode("\nx wind"))
     assert Layout(tiny_tokenizer).written(ids, 1)[0] == np.False_
     assert Layout(tiny_tokenizer).written(ids, 2)[0] == np.True_
-
-
-def test_wrapping_a_text_leaves_its_inner_words(tiny_tokenizer: Tokenizer) -> None:
-    words = "the keeper counted steps and nobody answered for the wind had taken every word".split()
-    wrapped = "".join(" " + w if i % 4 else "\n" + w for i, w in enumerate(words))
-    whole = "".join(" " + w for i, w in enumerate(words) if i % 4)
-    found = "".join(kept(tiny_tokenizer, wrapped))
-    # of a word behind a line end only its first token goes; the tiny vocabulary has several tokens a word
-    assert [w for w in found.split() if w in whole.split()] == whole.split()
