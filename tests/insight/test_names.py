@@ -7,8 +7,8 @@ from collections import Counter
 from finetwo.insight.names import carried, training_names
 
 TEXT = (
-    "The harbour saw Orlin. He met Mr. Brevik, and Orlin laughed. Again the Lamp burned, and the lamp, the lamp went "
-    "out. Nobody knew Tamsa, not even Mrs Brevik; they asked Tamsa twice. Will you come, said Will, "
+    "The harbour saw Orlin. He met Mr. Brevik, and Orlin laughed. Again the Lamp burned, the Lamp, and the lamp, the "
+    "lamp went out. Nobody knew Tamsa, not even Mrs Brevik; they asked Tamsa twice. Will you come, said Will, "
     "as he will, will he "
 )
 

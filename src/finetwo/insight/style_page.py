@@ -46,8 +46,8 @@ def _authorship(found: Found) -> Section:
         "perfect."
     )
     gain = (
-        f"Gain a counted token over the base: own {a['ratio_own']:+.4f} nats, others {a['ratio_others']:+.4f}. Perplexity "
-        f"of the author's held-out passages, all tokens: {a['perplexity_own_base']:.2f} before, "
+        f"Gain a counted token over the base: own {a['ratio_own']:+.4f} nats, others {a['ratio_others']:+.4f}. "
+        f"Perplexity of the author's held-out passages, all tokens: {a['perplexity_own_base']:.2f} before, "
         f"{a['perplexity_own']:.2f} after."
     )
     rows = [(file, f"{one['auc']:.3f}", f"{one['passages']:,}") for file, one in a["against"].items()]
