@@ -223,8 +223,8 @@ def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say:
         say(f"head: going on with the model's own over {len(there)} classes")
         return
     if there == prepared.labels:
-        reads = network.config.pooling
-        say(f"head: the model's reads {reads}, --pooling {config.pooling} asks for another: a fresh one")
+        asked = f"--pooling {config.pooling} asks for another"
+        say(f"head: the model's reads {network.config.pooling}, {asked}; a fresh head is put on")
     elif there:
         say(f"head: the model's classes ({', '.join(there[:6])}) are not those of the data; a fresh head is put on")
     network.add_classes(prepared.labels, config.pooling, config.seed)
