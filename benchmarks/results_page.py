@@ -326,7 +326,7 @@ def write_page(out: Path, docs: Path) -> None:
         "",
         "<!-- Written by `python benchmarks/results.py page`; do not edit. -->",
         "",
-        "Every recipe whose data was at hand, with the embedded base `tiny` (5.4 million parameters), on two CPU "
+        "The recipes that were run, with the embedded base `tiny` (5.4 million parameters), on two CPU "
         "cores. The same with published weights is one command, where they can be downloaded:",
         "",
         "```",

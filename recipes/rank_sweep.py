@@ -1,4 +1,4 @@
-"""Train recipes/rank-sweep.yaml with several ranks and print one line for each: rank, parameters, losses.
+"""Train recipes/rank-sweep.yaml with several ranks and print one line for each: rank and validation losses.
 
 python recipes/rank_sweep.py --data instruction-data.json [--model tiny] [--ranks 8,16,32,64] [--out runs] ...
 Any other option is one of `finetwo train` and goes to each run.

@@ -1,4 +1,4 @@
-"""The Python of docs/tasks.md and the commands of docs/proof.md run as they stand, and a task of one's own is short."""
+"""The Python and the commands of the pages run as they stand, and a task of one's own is short."""
 
 from __future__ import annotations
 

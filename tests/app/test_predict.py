@@ -276,6 +276,7 @@ def test_a_classifier_of_transformers(
         (["model", "--data", "d.jsonl", "--rows.split", "train:1.0"], "--rows.split: is for training"),
         (["model", "--data", "d.jsonl", "--rows.labels", "a,b"], "--rows.labels: is for training"),
         (["model", "--data", "d.jsonl", "--rows.on_long", "skip"], "--rows.on_long: is for training"),
+        (["model", "--data", "d.jsonl", "--rows.on_overlap", "error"], "--rows.on_overlap: is for training"),
         (["model", "--data", "d.jsonl", "--rows.columns.text", "x"], "names a field that the records lack (got x)"),
         (
             ["model", "--data", "d.jsonl", "--rows.columns.first", "text"],

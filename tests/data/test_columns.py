@@ -184,6 +184,25 @@ def test_what_is_no_classification_unless_it_is_asked_for(names: str, kind: str)
 
 
 @pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        ("headline,category", "Fix: --task classify would take text = 'headline', label = 'category'; or say which is"),
+        ("review,stars", "Fix: --task classify would take text = 'review', label = 'stars'; or say which is"),
+        (
+            "claim,evidence,target",
+            "Fix: --task entail would take first = 'claim', second = 'evidence', label = 'target'; ",
+        ),
+        ("subject,body,queue", "Fix: say which is which: "),
+        ("a,b,category", "Fix: say which is which: "),
+    ],
+)
+def test_what_a_task_would_take_is_said_where_nobody_asked_for_one(names: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        detect(*names.split(","))
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("names", "text", "label"),
     [
         ("text,source,category", "text", "category"),

@@ -60,6 +60,8 @@ def test_a_split_is_whole_or_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "d", "val-00000-of-00001.csv", "validation-00000-of-00001.csv")
     assert "two files for validation" in refused(folder)
     assert "looked for train.*" in refused(make(tmp_path / "e", "notes.pdf"))
+    inside = refused(make(tmp_path / "authors", "anna/a.txt", "berta/b.txt"))
+    assert "(got anna, berta)" in inside and f"a pattern in quotes: '{tmp_path}/authors/*/*.txt'" in inside
     assert "finetwo convert FILE OUT.jsonl" in refused(make(tmp_path / "f", "data.pkl"))
 
 

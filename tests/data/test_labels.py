@@ -78,10 +78,16 @@ def test_given_names_map_whole_numbers() -> None:
     assert load([1.0, 0.0], labels=given).labels == ("entailment", "not_entailment")
     assert load(["not_entailment", 0], labels=given).labels == ("entailment", "not_entailment")
     assert load(["b", "a"], labels="b, a").labels == ("b", "a")
-    names = ("entailment", "not_entailment")
-    places = {"0": 0, "1": 1, "1.0": 1, "entailment": 0, "not_entailment": 1}
-    assert {label: label_index(label, names, "f") for label in places} == places
+    told = load([1, 0, 1.0, "entailment"], labels=given).splits["train"]
+    assert [example.fields["label"] for example in told] == [
+        "not_entailment",
+        "entailment",
+        "not_entailment",
+        "entailment",
+    ]
     assert label_index("2", ("2", "3"), "f") == 0  # where numbers are names, they are no places
+    with pytest.raises(InputError, match=r"name the numbers, in their own order: --rows\.labels"):
+        label_index("0", ("entailment", "not_entailment"), "f")
 
 
 @pytest.mark.parametrize("given", ["a", "a,a", "a,,b", "", " , "])
@@ -236,3 +242,18 @@ def test_the_real_sets(shared_data: Path) -> None:
     assert loaded.counts["read"] == 2000
     loaded = load_splits(shared_data / "entail/rte/dev.tsv", RowsConfig(), 0, lambda _: None)
     assert loaded.columns.kind == "entail" and loaded.labels == ("0", "1") and loaded.counts["read"] == 277
+
+
+def test_the_classes_of_a_model_are_all_there_are() -> None:
+    """The remedy was to list the class in --rows.labels, which no model learns by."""
+    with pytest.raises(
+        InputError, match=r"not among no, yes \(got maybe\). Fix: correct it, or leave such records out"
+    ):
+        load_rows(table(["yes", "maybe"]), RowsConfig(), 0, lambda _: None, "classify", ("no", "yes"))
+
+
+def test_a_test_set_whose_classes_are_withheld_is_for_predict() -> None:
+    with pytest.raises(
+        InputError, match=r"left out: 3 without a class. Fix: give records with a class; finetwo predict"
+    ):
+        load_rows(table([-1, -1, -1]), RowsConfig(), 0, lambda _: None, "classify", ("no", "yes"))

@@ -115,6 +115,8 @@ def test_one_document_beside_a_given_file_is_not_cut(tmp_path: Path) -> None:
     found, said = streamed(tmp_path)
     assert found["train"] == found["test"] == ["a lamp " * 100]
     assert any("1 of 1 test records are in train too" in line and "train.jsonl:1: record 1 = " in line for line in said)
+    found, (refusal,) = streamed(tmp_path, on_overlap="error")
+    assert found == {} and "1 of 1 test records are in train too: " in refusal and "--rows.on_overlap" in refusal
 
 
 def test_an_empty_document_may_be_an_error(tmp_path: Path) -> None:

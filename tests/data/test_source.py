@@ -40,7 +40,7 @@ def refusal(path: Path, **rows: Any) -> str:
     with pytest.raises(InputError) as caught:
         read(path, **rows)
     line = str(caught.value)
-    assert "\n" not in line
+    assert "\n" not in line and "Fix: " in line
     return line.replace(str(path), path.name)
 
 
@@ -348,6 +348,12 @@ def test_row_48_a_bomb_stops_at_the_ratio(tmp_path: Path) -> None:
     assert peak < 16_000_000
 
 
+def test_row_48_a_flood_of_blank_lines_is_refused_before_it_is_counted(tmp_path: Path) -> None:
+    """64 MiB of line ends took a minute to be found a bomb."""
+    line = refused(tmp_path, "a.jsonl.gz", gzip.compress(b"\n" * (3 << 20)))
+    assert "begins with more than 1 MiB of white space" in line
+
+
 def test_row_50_files_that_are_never_read(tmp_path: Path) -> None:
     for name in ("a.pkl", "a.pt", "a.npy", "a.bin", "a.pkl.gz"):
         line = refused(tmp_path, name, "x")
@@ -401,7 +407,7 @@ def test_rows_8_and_60_not_a_regular_file(tmp_path: Path) -> None:
     assert "not a regular file (got a folder" in refusal(tmp_path / "folder.json")
     assert "not a regular file" in refusal(Path("/dev/zero"), format="jsonl")
     assert "symbolic links" in refusal(tmp_path / "loop.json")
-    assert "no such file" in refusal(tmp_path / "broken.json")
+    assert "a symbolic link to something that is not there (got nothing.json)" in refusal(tmp_path / "broken.json")
     assert "not a usable path" in refusal(tmp_path / "nul\x00.json")
     assert "name too long" in refusal(tmp_path / ("x" * 300)).lower()
 

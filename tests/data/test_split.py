@@ -135,6 +135,8 @@ def test_row_53_overlap_is_said(tmp_path: Path) -> None:
     (warning,) = [note for note in notes if note.startswith("warning")]
     assert "2 of 5 validation records are in train too" in warning
     assert "train.json:1: record 19" in warning
+    with pytest.raises(InputError, match=r"2 of 5 validation records are in train too: .*record 19 = .*on_overlap"):
+        load_splits(tmp_path, RowsConfig(on_overlap="error"), 0, notes.append)
     with pytest.raises(InputError, match="gives validation, and so does a file"):
         load_splits(tmp_path, RowsConfig(split="train:0.9,validation:0.1"), 0, notes.append)
     (tmp_path / "validation.json").unlink()

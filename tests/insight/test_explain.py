@@ -1,9 +1,11 @@
-"""Twelve failures, each really produced with a tiny model, are named with their cause; ten healthy runs are left alone."""
+"""Twelve failures, each made with a tiny model, are named with their cause; ten healthy runs are left alone."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,18 @@ from typing import Any
 import pytest
 import torch
 from tests.standins.models import tiny_config
+from tests.train.support import At
 
 from finetwo import NumericError, train
 from finetwo.app.cli import main
-from finetwo.core.errors import InputError
+from finetwo.core.errors import InputError, Stopped
 from finetwo.data.sequences import Segment
 from finetwo.insight.curves import Curves
 from finetwo.insight.explain import explain, explained
 from finetwo.insight.verdict import Finding
 from finetwo.model.network import Network
 from finetwo.store.folder import Extras, save_model
+from finetwo.tasks import task as task_module
 from finetwo.tasks.task import Fields, Task, register
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
@@ -37,6 +41,9 @@ SETTINGS: dict[str, Any] = {
     "eval_every": "20",
     "max_steps": 60,
 }
+
+
+FRESH = {"task": "pretrain", "size": "2,32,2"}
 
 
 def row(rng: random.Random, index: int) -> dict[str, str]:
@@ -113,7 +120,7 @@ def only(findings: list[Finding], name: str) -> Finding:
 
 
 def test_loss_zero(bench: Bench) -> None:
-    found = only(bench.go([r | {"completion": "yes."} for r in rows()], lr=1e-2, eval_every="0"), "loss 0")
+    found = only(bench.go([r | {"completion": "yes."} for r in rows()], lr=1e-2, max_steps=120), "loss 0")
     assert "100% of the answers are the same text ('yes.')" in found.cause
 
 
@@ -124,7 +131,7 @@ def test_nan(bench: Bench) -> None:
     bench.base = damaged(bench.base, bench.folder / "damaged", harm)
     long = {"prompt": "lamp?", "completion": " ".join(KEYS * 12)}
     with pytest.raises(NumericError):
-        bench.go([*rows(60), long], rows={"split": "train:61"})
+        bench.go([*rows(60), long], rows={"split": "train:61"}, eval_every="0")
     found = only(explain(bench.run), "NaN")
     assert "data.jsonl:61: record 61" in found.check and "one batch whose numbers overflow" in found.cause
 
@@ -138,22 +145,23 @@ def test_overfit(bench: Bench) -> None:
     rng = random.Random(1)
     noise = [{"prompt": f"{rng.choice(KEYS)} {i}?", "completion": " ".join(rng.choices(FILL, k=4))} for i in range(40)]
     split = {"split": "train:20,validation:20"}
-    findings = bench.go(noise, lr=5e-3, max_steps=120, rows=split)
+    findings = bench.go(noise, lr=5e-3, max_steps=160, rows=split)
     found = only(findings, "validation rises while training falls")
     assert "learned by heart" in found.cause and "best/" in found.fix
 
 
 def test_all_answers_equal(bench: Bench) -> None:
     records = [r | ({"completion": "nobody knows"} if i % 10 else {}) for i, r in enumerate(rows())]
-    findings = bench.go(records, **bench.prompts([r["prompt"] for r in rows(6, seed=9)]))
+    findings = bench.go(records, max_steps=120, **bench.prompts([r["prompt"] for r in rows(6, seed=9)]))
     assert "90% of the training answers are 'nobody knows'" in only(findings, "all answers equal").cause
 
 
-def test_never_stops(bench: Bench) -> None:
+def test_never_stops(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(fields: Fields, template: Template | None) -> list[Segment]:
         assert template is not None
         return [Segment(template.prompt(fields), learn=False), Segment(fields["completion"], learn=True)]
 
+    monkeypatch.setitem(task_module._TASKS, "endless", None)  # so that it is gone after the test
     register(Task("endless", "instruct", "records", endless, "answers without an end", template="plain"))
     findings = bench.go(rows(), task="endless", answers=8)
     assert "without end-of-text" in only(findings, "never stops").cause
@@ -200,9 +208,13 @@ def test_learning_rate_too_low(bench: Bench) -> None:
     assert "1/500 of what is usual" in found.cause
 
 
-def test_a_warm_up_longer_than_the_run(bench: Bench) -> None:
-    found = only(bench.go(rows(), warmup=5000, max_steps=30), "learning rate too low")
-    assert "--warmup 5000.0) is longer than the run" in found.cause
+def test_a_run_stopped_in_its_warm_up(bench: Bench) -> None:
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        bench.go(rows(), warmup=2000, max_steps=4000, listeners=[At("step", 25, stop)])
+    assert not explain(bench.run)
 
 
 def test_wrong_template(bench: Bench) -> None:
@@ -279,15 +291,24 @@ HEALTHY: dict[str, Callable[[Bench], list[Finding]]] = {
     "instructions": lambda b: b.go(rows(200), max_steps=150, answers=8),
     "adapter": lambda b: b.go(rows(), lora={"rank": 4}, lr=3e-3),
     "multiple choice": lambda b: b.go(_choices(80), answers=8),
-    "conversations": lambda b: b.go(_talks(60), template=None, answers=4),
+    "conversations": lambda b: b.go(_talks(60), template=None, answers=4, max_steps=120),
     "classes": lambda b: b.go(_classes(120), template=None),
     "a rare class": lambda b: b.go(_classes(160, 0.2), template=None, max_steps=100, class_weights="balanced"),
     "pairs": lambda b: b.go(_pairs(120), template=None, lr=5e-4),
     "style": lambda b: b.on(_novel(b.folder), template=None, max_length=64),
     "pretrain": lambda b: b.on(
-        _novel(b.folder), template=None, lr=None, task="pretrain", model=None, size="2,32,2", tokenizer=str(b.base)
+        _novel(b.folder),
+        template=None,
+        lr=None,
+        task="pretrain",
+        model=None,
+        max_length=64,
+        size="2,32,2",
+        tokenizer=str(b.base),
     ),
     "a few steps": lambda b: b.go(rows(20), lr=None, max_steps=5, answers=4),
+    "stopped early": lambda b: b.go(rows(), lr=5e-3, max_steps=200, patience=2, answers=4),
+    "no validation": lambda b: b.go(rows(), rows={"split": "train:80"}, eval_every="0", answers=4),
 }
 
 
@@ -306,7 +327,7 @@ def test_the_verb(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert said.startswith("learning rate too low: ") and "    seen: " in said and "    fix:  --lr 0.0005" in said
     assert main(["explain", str(bench.run), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["findings"][0]["name"] == "learning rate too low"
+    assert [f["name"] for f in json.loads(capsys.readouterr().out)["findings"]] == ["learning rate too low"]
     assert explained(bench.run) == said.splitlines()
 
 

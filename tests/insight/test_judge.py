@@ -100,7 +100,7 @@ def test_scores_come_in_order_with_their_mean() -> None:
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_no_more_at_a_time_than_allowed(parallel: int) -> None:
     with chatting() as chat:
-        chat.pause = 0.02
+        chat.pause = 0.1
         judge = Judge(JudgeOptions(chat.url, "grader", 5.0, parallel), seed=0)
         list(judge.scores(answers(12)))
     assert chat.most == parallel

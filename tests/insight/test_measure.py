@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from finetwo.generate.pipeline import Model
 from finetwo.insight.answers import AnswerOptions
 from finetwo.insight.measure import MeasureOptions, measure
 from finetwo.insight.stride import strided
-from finetwo.text.tokenizer import Tokenizer
+from finetwo.text.tokenizer import Tokenizer, train_vocabulary
 
 KEYS = {"loss", "loss_all", "tokens", "tokens_all", "bits_per_byte", "records", "perplexity", "perplexity_all"}
 
@@ -123,3 +125,46 @@ def test_a_judge_is_tried_before_the_data_is_read(model: Model, tmp_path: Path) 
     with pytest.raises(InputError, match="--predictions: exists already"):
         measure(model, data, options, said.append)
     assert said == []
+
+
+def classifier(tokenizer: Tokenizer, seed: int, **settings: Any) -> Model:
+    """A random classifier of two classes that reads with `tokenizer`."""
+    shape = tiny_config(vocab_size=tokenizer.vocab_size, labels=("no", "yes"), **({"n_positions": 64} | settings))
+    return Model(random_network(shape, seed), tokenizer, task="classify")
+
+
+def labelled(path: Path, count: int = 60) -> Path:
+    """Texts of many lengths, some longer than the models read, with a class each."""
+    rows = [{"text": f"{i}. {TEXT}"[: 9 + 7 * i], "label": ["no", "yes"][i % 3 > 0]} for i in range(count)]
+    return write_jsonl(path, rows)
+
+
+def test_two_classifiers_are_compared_each_by_its_own_tokenizer(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The other one was given the first one's tokens, whatever they meant to it, and as many as the first one reads."""
+    data = labelled(tmp_path / "d.jsonl")
+    model = classifier(tiny_tokenizer, 0)
+    other = classifier(Tokenizer(train_vocabulary(iter([TEXT]), 300)), 1, n_positions=19)
+    found = figures(model, data, against=other)
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    right = [
+        [said.label == row["label"] for said, row in zip(m.predict([r["text"] for r in rows]), rows, strict=True)]
+        for m in (model, other)
+    ]
+    assert found["only_first_right"] == sum(a and not b for a, b in zip(*right, strict=True))
+    assert found["only_second_right"] == sum(b and not a for a, b in zip(*right, strict=True))
+    assert found["only_first_right"] + found["only_second_right"] > 5
+    assert found["accuracy"] == pytest.approx(sum(right[0]) / len(rows))
+    same = figures(model, data, against=model)
+    assert (same["difference"], same["p_value"]) == (0, 1)
+
+
+def test_what_cannot_be_compared_is_refused(model: Model, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    data = labelled(tmp_path / "d.jsonl")
+    first = classifier(tiny_tokenizer, 0)
+    with pytest.raises(InputError, match=r"--against: its classes are not no, yes \(got a language model\)"):
+        figures(first, data, against=model)
+    with pytest.raises(InputError, match="--against: one is for classify, the other is not"):
+        figures(first, data, against=replace(first, task="entail"))
+    short = classifier(tiny_tokenizer, 1, n_positions=30)
+    with pytest.raises(InputError, match="--against: the two leave out different records as too long"):
+        figures(first, data, against=short, rows=RowsConfig(on_long="skip"))

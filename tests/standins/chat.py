@@ -53,11 +53,9 @@ class _Handler(BaseHTTPRequestHandler):
             chat.prompts.append(body["messages"][-1]["content"])
             fault = chat.faults.pop(0) if chat.faults else None
         time.sleep(chat.pause)
-        try:
-            self._answer(fault, body["messages"][-1]["content"])
-        finally:
-            with chat._lock:
-                chat._under_way -= 1
+        with chat._lock:  # before the answer: whoever has it may ask again at once
+            chat._under_way -= 1
+        self._answer(fault, body["messages"][-1]["content"])
 
     do_GET = do_POST
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,36 @@ def test_our_folder_loads_in_transformers(tmp_path: Path, tiny_shape: GPT2Config
 def test_the_pipeline_of_transformers_takes_several_texts(
     tmp_path: Path, tiny_shape: GPT2Config, tiny_tokenizer: Tokenizer
 ) -> None:
-    """Its tokenizer needs a padding token for that."""
+    """Its tokenizer needs a padding token for that, and must not take a mark in a text for one."""
     from transformers import pipeline
 
-    save_model(tmp_path, classifier(tiny_shape), tiny_tokenizer, EXTRAS)
-    texts = ["the lamp", "who?", "the harbour went out"]
+    save_model(
+        tmp_path, classifier(replace(tiny_shape, n_positions=64)), tiny_tokenizer, replace(EXTRAS, max_length=64)
+    )
+    marked = ["it ends in <|endoftext|>", "<|endoftext|>", "a <|endoftext|> b"]  # plain text here, padding there
+    texts = ["the lamp", "who?", "the harbour went out", *marked]
     found = pipeline("text-classification", model=str(tmp_path), top_k=None)(texts, batch_size=3)
     predictor = open_predictor(str(tmp_path))
     predictor.temperature = 1.0
     for ours, other in zip(predictor.predict({"text": t} for t in texts), found, strict=True):
         assert ours.probabilities == pytest.approx({e["label"]: e["score"] for e in other}, abs=1e-5)
+
+
+def test_pairs_keep_their_separator_in_transformers(
+    tmp_path: Path, tiny_shape: GPT2Config, tiny_tokenizer: Tokenizer
+) -> None:
+    """Written as a text or as ids, the separator is one token there, and read like any other."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    save_model(tmp_path, classifier(replace(tiny_shape, n_positions=64)), tiny_tokenizer, Extras(task="entail"))
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForSequenceClassification
+    pairs = [("the lamp", "it is out"), ("who?", "nobody answered, for the wind")]
+    inputs = tokenizer([a + tokenizer.eos_token + b for a, b in pairs], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        shares = model.from_pretrained(tmp_path).eval()(**inputs).logits.softmax(-1).tolist()
+    predictor = open_predictor(str(tmp_path))
+    found = predictor.predict({"first": a, "second": b} for a, b in pairs)
+    assert [list(one.probabilities.values()) for one in found] == [pytest.approx(share, abs=1e-5) for share in shares]
 
 
 @pytest.mark.parametrize("names", [{}, {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}])
@@ -298,7 +319,7 @@ def test_a_merged_adapter_equals_in_transformers(
     folder, wanted = tuned(base, tiny_shape, tiny_tokenizer)
     said = export_model(open_model(str(folder)), tmp_path / "merged", "auto", "float32")
     assert "same likeliest class at" in said[0]
-    assert said[1].endswith("load it with transformers.GPT2ForSequenceClassification.from_pretrained(FOLDER)")
+    assert said[-1].endswith("load it with transformers.GPT2ForSequenceClassification.from_pretrained(FOLDER)")
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info.values())
     assert model.config.id2label == dict(enumerate(LABELS))

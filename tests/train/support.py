@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, no_grad
 
 from finetwo import train
 from finetwo.core.strict_json import parse_json
+from finetwo.store.folder import save_model
+from finetwo.store.models import open_model
 from finetwo.store.tensors import read_tensors
 from finetwo.train.report import Report
 
@@ -139,3 +141,13 @@ def snapshot(folder: Path) -> dict[str, str]:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != "run.lock"
     }
+
+
+def overflowing(base: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of the base that overflows at its last positions, and 31 records of which one reaches them."""
+    opened = open_model(str(base))
+    with no_grad():
+        opened.network.transformer.wpe.weight[-4:].fill_(1e25)
+    save_model(folder / "overflowing", opened.network, opened.tokenizer, opened.extras)
+    long = {"prompt": "lamp?", "completion": " ".join(WORDS * 12)}
+    return folder / "overflowing", write_jsonl(folder / "overflowing.jsonl", [*records(30), long])

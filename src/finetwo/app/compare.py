@@ -119,7 +119,7 @@ def run(words: list[str]) -> int:
         page.write(check_report(arguments.report))
         say(f"the report is in {arguments.report}")
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n" if arguments.json else page.text(width))
+    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else page.text(width))
     return 0
 
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from finetwo.app import front
+from finetwo.app import front, serving
 from finetwo.app.arguments import Words
 from finetwo.core.config import RowsConfig, SamplingConfig, check_seed
 from finetwo.core.errors import InputError
@@ -33,6 +33,7 @@ examples:
   finetwo evaluate runs/data-instruct test.jsonl --metrics exact_match,rouge_l,stop_rate --predictions answers.jsonl
   finetwo evaluate runs/reviews-classify test.csv --against runs/other
   finetwo evaluate gpt2 wiki.test.raw --wikitext --stride 512
+  finetwo evaluate runs/data-instruct test.jsonl --check_serving
   finetwo evaluate runs/data-instruct test.jsonl --judge http://localhost:8000/v1 --judge_model NAME --json
 
 --judge sends the prompts, references and answers of DATA to the URL you name; nothing else leaves your machine. A
@@ -80,6 +81,9 @@ class EvaluateArguments:
     """Seconds to wait for one score."""
     judge_parallel: int = 4
     """Answers being judged at a time."""
+    check_serving: bool = False
+    """In place of figures: are prompts asked as training wrote them, and answered alike by the Python API and the
+    command line? A difference ends with exit code 1. --template names training's where no run recorded it."""
     against: str | None = None
     """Classifiers: another model or run, compared on the same records by McNemar's test."""
     base: str | None = None
@@ -109,7 +113,7 @@ def _settle(arguments: EvaluateArguments, words: Words) -> EvaluateArguments:
 
     words.expect("evaluate", 2, 2, "a model and a data file are needed", _USAGE)
     if arguments.part not in ("all", "train", "validation", "test"):
-        raise InputError("--part", "must be train, validation, test or all", arguments.part)
+        raise InputError("--part", "must be train, validation, test or all", arguments.part, "give one of them")
     lows = {"batch_size": 1, "max_new_tokens": 1, "max_length": 2, "stride": 1, "judge_parallel": 1}
     for name, low in lows.items():
         value = getattr(arguments, name)
@@ -129,6 +133,12 @@ def _settle(arguments: EvaluateArguments, words: Words) -> EvaluateArguments:
 
 def _check_answers(arguments: EvaluateArguments) -> None:
     """Check what concerns answers and their judge."""
+    if arguments.check_serving:
+        idle = ("exact_match", "metrics", "predictions", "judge", "stride", "wikitext", "against", "max_length")
+        given = next((name for name in idle if getattr(arguments, name)), None)
+        if given is not None:
+            what = "has no place beside --check_serving, which takes no figures"
+            raise InputError(f"--{given}", what, getattr(arguments, given), "ask for one of them")
     SamplingConfig(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p).check()
     for name in ("temperature", "top_k", "top_p"):
         if not arguments.answering and getattr(arguments, name) != getattr(EvaluateArguments, name):
@@ -160,6 +170,8 @@ def run(words: list[str]) -> int:
     if asked is None:
         return 0
     arguments, (name, data) = asked
+    if arguments.check_serving:
+        return _check_serving(name, data, arguments)
     from finetwo.app.api import load
     from finetwo.app.console import say
     from finetwo.insight.measure import measure
@@ -177,6 +189,15 @@ def run(words: list[str]) -> int:
 
         sys.stdout.write(shown(figures) + class_tables(figures))
     return 0
+
+
+def _check_serving(name: str, data: str, arguments: EvaluateArguments) -> int:
+    """Hold how the model is asked against how it was trained; return the exit code."""
+    from finetwo.insight.serving import ServingOptions
+
+    chosen = (arguments.part, arguments.rows, arguments.template, arguments.max_new_tokens, arguments.seed)
+    options = ServingOptions(*chosen)
+    return serving.run(name, data, options, arguments.base, arguments.device, as_json=arguments.json)
 
 
 def _options(arguments: EvaluateArguments) -> Any:

@@ -62,6 +62,8 @@ class GenerateArguments:
     """Leave the model's template out."""
     json: bool = False
     """One JSON object per prompt: prompt, texts, finish_reasons."""
+    ids: bool = False
+    """With --json: also prompt_ids, the tokens of the prompt as the network read them, and ids, those of each text."""
 
 
 def run(words: list[str]) -> int:
@@ -77,7 +79,7 @@ def run(words: list[str]) -> int:
     model = load(name, base=arguments.base, revision=arguments.revision, device=arguments.device)
     for sampling in samplings:
         if arguments.json:
-            _write_json(model, prompts, sampling, arguments.raw, several=len(samplings) > 1)
+            _write_json(model, prompts, sampling, arguments, several=len(samplings) > 1)
         else:
             _write_text(model, prompts, sampling, arguments.raw, several=len(samplings) > 1)
     return 0
@@ -89,6 +91,8 @@ def _settle(arguments: GenerateArguments, words: Words) -> GenerateArguments:
         raise InputError("--temperature", "needs at least one number", "[]", "leave it out, or give 0 for greedy")
     for temperature in arguments.temperature:
         _sampling(arguments, temperature)
+    if arguments.ids and not arguments.json:
+        raise InputError("--ids", "is for --json", None, "add --json, or leave it out")
     if words.print_config:
         return arguments
     if not words.positional:
@@ -122,13 +126,17 @@ def _from_file(path: str | None) -> list[Prompt]:
     return found
 
 
-def _write_json(model: Model, prompts: list[Prompt], sampling: SamplingConfig, raw: bool, several: bool) -> None:
-    for answer in model.answers(prompts, sampling, raw=raw):
+def _write_json(
+    model: Model, prompts: list[Prompt], sampling: SamplingConfig, arguments: GenerateArguments, several: bool
+) -> None:
+    for answer in model.answers(prompts, sampling, raw=arguments.raw):
         record: dict[str, Any] = {
             "prompt": answer.prompt,
             "texts": answer.texts,
             "finish_reasons": answer.finish_reasons,
         }
+        if arguments.ids:
+            record |= {"prompt_ids": answer.prompt_ids, "ids": answer.ids}
         if several:
             record["temperature"] = sampling.temperature
         if answer.truncated:

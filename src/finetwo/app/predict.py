@@ -72,7 +72,7 @@ def _settle(arguments: PredictArguments, words: Words) -> PredictArguments:
         if value is not None and value < 1:
             raise InputError(f"--{name}", "must be an integer >= 1", value, "give 1 or more")
     arguments.rows.check()
-    for name, usual in (("split", None), ("labels", None), ("on_long", "truncate")):
+    for name, usual in (("split", None), ("labels", None), ("on_long", "truncate"), ("on_overlap", "warn")):
         value = getattr(arguments.rows, name)
         if value != usual:
             what = "is for training; here every record gets a prediction"

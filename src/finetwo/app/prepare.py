@@ -81,7 +81,8 @@ def run(words: list[str]) -> int:
     tokenizer, context, template = _model(arguments, fresh=task.fresh)
     length = arguments.max_length or context
     if length > context:
-        raise InputError("--max_length", f"the context of {arguments.model} is {context} tokens", length)
+        what = f"the context of {arguments.model} is {context} tokens"
+        raise InputError("--max_length", what, length, f"give {context} or less")
     config = replace(config, max_length=length, template=arguments.template)
     content = write_prepared(Wanted(config, data, task, tokenizer, template), out, say)
     for split, summary in content["splits"].items():

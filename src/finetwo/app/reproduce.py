@@ -71,7 +71,7 @@ class Watch:
         digest = self._chain.add(step, loss)
         if not digest.startswith(self._marks[step - 1]) or self._links.get(step, digest) != digest:
             raise _Over(step, loss)
-        if step == len(self._marks) and not self._receipt["finished"] and self._receipt["failure"] is None:
+        if step == len(self._marks) and not self._receipt["finished"] and not _broke(self._receipt):
             raise _Over()
 
     def _compare_inputs(self, folder: Path, total: int) -> None:
@@ -93,6 +93,11 @@ class Watch:
                 raise _Over(refusal=InputError(name, what, _short(now[name]), fix))
 
 
+def _broke(receipt: Mapping[str, Any]) -> bool:
+    """Whether a numeric guard ended the run, which the same run must do again."""
+    return receipt["failure"] is not None and receipt["failure"]["type"] == NumericError.__name__
+
+
 def _short(value: object) -> str:
     return str(value)[:12]
 
@@ -109,12 +114,13 @@ def run(words: list[str]) -> int:
         return 0
     arguments, (name,) = asked
     from finetwo.app.console import say
-    from finetwo.train.receipt import RECEIPT, differences, environment_now, read_receipt
+    from finetwo.train.receipt import RECEIPT, environment_now
+    from finetwo.train.recorded import differences, read_receipt
     from finetwo.train.start import pick_device
 
     path = Path(name) / RECEIPT if Path(name).is_dir() else Path(name)
     receipt = read_receipt(path)
-    if not receipt["losses"]["steps"] and receipt.get("failure") is None:
+    if not receipt["losses"]["steps"] and not _broke(receipt):
         raise InputError(str(path), "the run of this receipt took no step", None, "there is nothing to compare")
     config = _config(receipt, arguments, path)
     _check_data(receipt, config.data)
@@ -150,7 +156,7 @@ def _check_data(receipt: Mapping[str, Any], data: str | None) -> None:
     from finetwo.core.files import sha256_file
     from finetwo.train.receipt import data_files
 
-    recorded = receipt["data"].get("files") or []
+    recorded = receipt["data"]["files"]
     if data is None or data.startswith("hub:") or not recorded:
         return
     if not Path(data).exists():
@@ -168,7 +174,7 @@ def _check_data(receipt: Mapping[str, Any], data: str | None) -> None:
 
 def _check_adapter(receipt: Mapping[str, Any], config: TrainConfig) -> None:
     """Refuse another adapter than the one that the run went on from."""
-    then = receipt["base"].get("adapter")
+    then = receipt["base"]["adapter"]
     if then is None:
         return
     from finetwo.core.files import sha256_file
@@ -186,7 +192,7 @@ def _same_threads(receipt: Mapping[str, Any]) -> None:
     """Compute with as many threads as then: sums come out otherwise in the last digits."""
     import torch
 
-    threads = receipt.get("hardware", {}).get("threads")
+    threads = receipt["hardware"].get("threads")
     if isinstance(threads, int) and 1 <= threads <= 1024:
         torch.set_num_threads(threads)
 
@@ -195,10 +201,10 @@ def _again(receipt: Mapping[str, Any], config: TrainConfig, path: Path) -> tuple
     """Run the job and compare; return what to say and the exit code."""
     from finetwo.app.console import Console, say
     from finetwo.train.job import train
-    from finetwo.train.receipt import read_receipt
+    from finetwo.train.recorded import read_receipt
 
     steps = receipt["losses"]["steps"]
-    failure = receipt.get("failure")
+    failure = receipt["failure"] if _broke(receipt) else None
     try:
         report = train(config, say=say, listeners=[Console(sys.stderr), Watch(receipt)])
     except _Over as over:
@@ -211,7 +217,7 @@ def _again(receipt: Mapping[str, Any], config: TrainConfig, path: Path) -> tuple
         return _failed(error, failure, read_receipt(Path(str(config.out))), steps)
     if report.steps != steps:
         return [f"differs: {steps:,} steps then, {report.steps:,} now; the losses up to there are equal"], 1
-    now, then = read_receipt(report.folder)["weights"], receipt.get("weights")
+    now, then = read_receipt(report.folder)["weights"], receipt["weights"]
     if then is not None and now["sha256"] != then["sha256"]:
         what = f"{then['sha256'][:12]} then, {now['sha256'][:12]} now"
         return [f"differs in the final weights only: every loss of {steps:,} steps is equal, {then['file']}: {what}"], 1

@@ -25,11 +25,12 @@ of training text, does it go on with exactly the next 32? Names: which names of 
 For a run folder, the same is said of every checkpoint that was kept, the best and the final model: the trade-off.
 
 FILES are files, folders or patterns, comma-separated: plain text, or records with prompts and answers. Held-out text
-must be by the same author and not in the training text; others are other authors of the same kind of text.
+must be by the same author and not in the training text; others are other authors of the same kind of text. Where one
+folder or file holds both, --rows.hold_out (texts) or --rows.split (records) shares it out as the training did.
 
 examples:
   finetwo style runs/austen-style --train emma.txt,pride.txt --held_out persuasion.txt --others twocities.txt
-  finetwo style runs/austen-style --train austen/ --held_out held/ --others dickens/ --report proof.html
+  finetwo style runs/austen --train austen/ --held_out austen/ --rows.hold_out "*persuasion*" --others dickens/
   finetwo style my-model --base gpt2 --train t.txt --held_out h.txt --others o.txt --canaries planted.txt --json
 """
 
@@ -74,7 +75,7 @@ class StyleArguments:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     seed: int = 0
-    """Seed of the continuations and of the intervals."""
+    """Seed of the continuations, of the intervals, and of --rows.split (as in training)."""
     report: str | None = None
     """Also write the page to this file, .html (one file, no network), .md or .txt."""
     json: bool = False
@@ -100,10 +101,6 @@ def _settle(arguments: StyleArguments, words: Words) -> StyleArguments:
         for name in ("train", "held_out", "others"):
             if not all(getattr(arguments, name)) or not getattr(arguments, name):
                 raise InputError(f"--{name}", "is needed: a file, folder or pattern", None, _USAGE)
-        twice = set(arguments.train) & {*arguments.held_out, *arguments.others}
-        if twice:
-            fix = "hold out what the model was not trained on"
-            raise InputError("--train", "names a file that is also held out or by others", min(twice), fix)
     if arguments.report is not None:
         from finetwo.insight.page import check_report
 

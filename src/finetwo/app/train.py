@@ -51,6 +51,7 @@ def run(words: list[str]) -> int:
     check_early(config)
     from finetwo.app.console import Console, say
     from finetwo.insight.doctor import cheap_findings
+    from finetwo.insight.explain import explained
     from finetwo.train.job import train
 
     plan = _plan(arguments.plan, config) if arguments.plan is not None else None
@@ -61,7 +62,8 @@ def run(words: list[str]) -> int:
             say(line)
 
     report = train(config, say=say, listeners=[console], look=look)
-    for line in [*report.lines(), *([] if plan is None else [_graded(plan, report.folder)])]:
+    graded = [] if plan is None else [_graded(plan, report.folder)]
+    for line in [*report.lines(), *graded, *explained(report.folder)]:
         say(line)
     shown = report.folder
     say(f"model: {shown} (best/ and final/ inside)" if report.best and report.best["step"] else f"model: {shown}/final")
@@ -106,7 +108,7 @@ def _graded(plan: Mapping[str, Any], folder: Path) -> str:
     """Grade the plan by the run's receipt, and keep the grade in the run folder."""
     from finetwo.core.files import write_json
     from finetwo.insight.grade import grade, graded
-    from finetwo.train.receipt import read_receipt
+    from finetwo.train.recorded import read_receipt
 
     found = grade(plan, read_receipt(folder))
     write_json(folder / "plan.json", found)

@@ -22,7 +22,7 @@ def load_tuned(name: str, base: str | None, device: str) -> tuple[Model, Base]:
     model = load_side(name, base, device)
     if model.network.config.labels:
         raise InputError(name, "is a classifier, it has no text to be measured on", None, "take a language model")
-    return model, base_of(name, model.network, model.base, base)
+    return model, base_of(name, model, base)
 
 
 def load_side(name: str, base: str | None, device: str) -> Model:

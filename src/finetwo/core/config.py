@@ -76,6 +76,8 @@ class RowsConfig:
     """What to do with a record whose prompt, answer or text is empty."""
     on_long: Literal["truncate", "skip", "error"] = "truncate"
     """What to do with a record longer than max_length: cut its end (counted), leave it out, or stop."""
+    on_overlap: Literal["warn", "error"] = "warn"
+    """What to do when validation or test records stand in train too: say how many and where, or stop."""
 
     def check(self) -> None:
         """Raise InputError for a setting out of range."""

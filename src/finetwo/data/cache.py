@@ -244,7 +244,7 @@ class Chunks:
         self.shift, self.copy_share = shift, copy_share
         usable = len(corpus.tokens) - 1
         if usable < 1:
-            raise InputError(str(corpus.folder), "the corpus has no tokens to learn from", usable)
+            raise InputError(str(corpus.folder), "the corpus has no tokens to learn from", usable, "give more text")
         self._count = max(1, usable // length if shift else -(-usable // length))
 
     def __len__(self) -> int:

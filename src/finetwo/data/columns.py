@@ -173,7 +173,19 @@ def _find(
             return Columns(text=actual["text"], layout="text")
     what = f"no known columns among the fields found: {_listed(names)}"
     fix = f"say which is which: {_FLAGS[kind]}; --rows.names A,B where the file has no header line"
-    raise InputError(where, what, fix=fix)
+    raise InputError(where, what, fix=_if_asked(names, actual, given) + fix if kind is None else fix)
+
+
+def _if_asked(names: Sequence[str], actual: Mapping[str, str], given: Mapping[str, str]) -> str:
+    """The task that would read these columns if it were asked for, as the first half of a remedy; '' if none would."""
+    if _label(actual, given) is None:
+        return ""
+    pair = _pair(names, actual, given, known=True)
+    found = pair if pair.second is not None else _classes(names, actual, given)
+    if not found.roles.keys() >= set(NEEDED[found.kind]):
+        return ""
+    parts = ", ".join(f"{role} = '{name}'" for role, name in found.roles.items())
+    return f"--task {found.kind} would take {parts}; or "
 
 
 def _known(actual: Mapping[str, str], wanted: ColumnsConfig, given: Mapping[str, str], where: str) -> Columns | None:
@@ -301,7 +313,13 @@ def select(row: Row, columns: Columns) -> dict[str, str]:
         else:
             kind = kind_of(value)
             got = kind if value is None else f"{kind}: {value!r}"
-            raise InputError(row.where, f"the field '{name}' ({role}) must be text", got, "put the value in quotes")
+            fix = (
+                "put the value in quotes"
+                if isinstance(value, int | float)
+                else f"give a text, or map another column: --rows.columns.{role} NAME"
+            )
+            fix = "fill it in, or leave the record out" if value is None else fix
+            raise InputError(row.where, f"the field '{name}' ({role}) must be text", got, fix)
     if columns.kind == "instruct" and columns.messages is None:
         taken.setdefault("input", "")
     used = set(columns.roles.values())

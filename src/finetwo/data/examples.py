@@ -197,10 +197,10 @@ def _assemble(groups: dict[str, list[Row]], wanted: _Wanted, seed: int, on_note:
             name_classes(splits, names)
         given = wanted.labels or names
         own = ["train", *(name for name in SPLITS if name not in groups)]  # those that are parts of train's file
-        labels = find_labels(splits, given, origin, own)
+        labels = find_labels(splits, given, origin, own, of_model=bool(wanted.labels))
     counts.update({name: len(part) for name, part in splits.items()})
     counts["end_of_text"] = count_marks(e for part in splits.values() for e in part)
-    counts["overlap"] = _overlap(splits, on_note)
+    counts["overlap"] = _overlap(splits, rows, on_note, origin)
     _say(counts, on_note, origin)
     return Loaded(splits, columns, dict(counts), digest(splits), origin, labels)
 
@@ -277,8 +277,8 @@ def digest(splits: Mapping[str, Sequence[Example]]) -> str:
     return total.hexdigest()
 
 
-def _overlap(splits: Mapping[str, Sequence[Example]], on_note: Note) -> int:
-    """Count validation and test examples whose content is in train too; name the first three pairs."""
+def _overlap(splits: Mapping[str, Sequence[Example]], rows: RowsConfig, on_note: Note, origin: str) -> int:
+    """Count validation and test examples whose content is in train too; name the first three pairs, or stop."""
     if not splits["validation"] and not splits["test"]:
         return 0
     first: dict[bytes, Example] = {}
@@ -290,9 +290,17 @@ def _overlap(splits: Mapping[str, Sequence[Example]], on_note: Note) -> int:
         pairs = [(first[key], e) for key, e in keys if key in first]
         if pairs:
             shown = "; ".join(f"{a.where} = {b.where}" for a, b in pairs[:3])
-            on_note(f"warning: {len(pairs):,} of {len(splits[name]):,} {name} records are in train too: {shown}")
+            tell_overlap(f"{len(pairs):,} of {len(splits[name]):,} {name} records", shown, rows, on_note, origin)
         total += len(pairs)
     return total
+
+
+def tell_overlap(share: str, pairs: str, rows: RowsConfig, on_note: Note, origin: str) -> None:
+    """Say that a `share` of records is in train too, with their first `pairs`; InputError where that was asked for."""
+    if rows.on_overlap == "error":
+        fix = "remove them from one side, or leave --rows.on_overlap error out"
+        raise InputError(origin, f"{share} are in train too: {pairs}", fix=fix)
+    on_note(f"warning: {share} are in train too: {pairs}")
 
 
 def _say(counts: Counter[str], on_note: Note, origin: str) -> None:
@@ -305,7 +313,10 @@ def _say(counts: Counter[str], on_note: Note, origin: str) -> None:
         reasons.append(f"{counts['left_out']:,} beyond the counts of --rows.split")
     out = f"; left out: {', '.join(reasons)}" if reasons else ""
     if not sizes:
-        raise InputError(origin, f"{counts['read']:,} records read, 0 left{out}", fix="give records with text in them")
+        fix = "give records with text in them"
+        if counts["unlabelled"]:
+            fix = "give records with a class; finetwo predict tells the classes of those without"
+        raise InputError(origin, f"{counts['read']:,} records read, 0 left{out}", fix=fix)
     on_note(f"{origin}: {counts['read']:,} records read: {sizes}{out}")
     if counts["end_of_text"]:
         on_note(f"{origin}: {counts['end_of_text']:,} records contain {END_OF_TEXT}; it is read as plain text")

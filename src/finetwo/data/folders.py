@@ -145,7 +145,10 @@ def _nothing(folder: Path, names: Sequence[Path], data: Sequence[Path]) -> Input
     fix = f"give the file: {data[0]}" if len(data) == 1 else "name the files so, or give one file"
     if refused and not data:
         fix = f"convert {refused[0]} to JSONL, one JSON object a line: {CONVERT}"
-    seen = ", ".join(item.name for item in names[:5]) or "no files"
+    inside = [] if names else sorted(item.name for item in folder.iterdir() if item.is_dir())
+    if inside:  # by author, say
+        fix = f"give one of the folders, or a pattern in quotes: '{folder / '*' / '*.txt'}'"
+    seen = ", ".join([item.name for item in names[:5]] or inside[:5]) or "no files"
     what = f"no data found in the folder; looked for {_LOOKED_FOR}, or only .txt"
     return InputError(str(folder), what, seen, fix)
 
@@ -219,7 +222,7 @@ def _saved(folder: Path) -> list[Path]:
         return []
     names = [item.get("filename") if isinstance(item, dict) else None for item in listed]
     if not all(isinstance(name, str) and name and Path(name).name == name for name in names):
-        raise InputError(str(folder / _SAVED), "refused: a data file must be a plain name", names[0])
+        raise InputError(str(folder / _SAVED), "refused: a data file must be a plain name", names[0], "save it again")
     for name in names:
         if not (folder / str(name)).is_file():
             fix = "save or copy the data set again"

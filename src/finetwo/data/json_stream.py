@@ -23,12 +23,17 @@ Record = tuple[int, dict[str, object]]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<bad>NaN|-?Infinity)')
+_AS_TEXT, _MEND = "write it as a text, in quotes", "correct it there, or write the file again"
 _SURROGATE = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
-_TOO_DEEP = f"nested deeper than the limit of {MAX_DEPTH} levels"
+_TOO_DEEP = (f"nested deeper than the limit of {MAX_DEPTH} levels", "leave the field out, or write it as a text")
 
 
 class _Fault(Exception):
-    """A record that is JSON by grammar but refused; raised inside the parser's hooks."""
+    """A record that is JSON by grammar but refused, and the way out; raised inside the parser's hooks."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +65,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise _Fault(f"duplicate key '{next(k for k in keys if keys.count(k) > 1)}'")
+        raise _Fault(f"duplicate key '{next(k for k in keys if keys.count(k) > 1)}'", "keep one of them")
     return fields
 
 
 def _constant(name: str) -> NoReturn:
-    raise _Fault(f"{name} is not a JSON value")
+    raise _Fault(f"{name} is not a JSON value", "write null, or leave the field out")
 
 
 def _float(text: str) -> float:
     value = float(text)
     if value - value != 0:
-        raise _Fault("a number too large for a float64")
+        raise _Fault("a number too large for a float64", _AS_TEXT)
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > 4000:
-        raise _Fault(f"a number of {len(text):,} digits")
+        raise _Fault(f"a number of {len(text):,} digits", _AS_TEXT)
     return int(text)
 
 
@@ -87,7 +92,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 def _check(value: object, source: str) -> dict[str, object]:
     """Return `value` (parsed from `source`) if it is an object within limits and free of lone surrogates."""
     if not isinstance(value, dict):
-        raise _Fault(f"{kind_of(value)} where a record, an object {{...}}, should be")
+        what = f"{kind_of(value)} where a record, an object {{...}}, should be"
+        raise _Fault(what, 'write each record as an object, such as {"text": "..."}')
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -99,7 +105,7 @@ def _check(value: object, source: str) -> dict[str, object]:
         if not level:
             break
     else:
-        raise _Fault(_TOO_DEEP)
+        raise _Fault(*_TOO_DEEP)
     if _SURROGATE.search(source):
         check_surrogates(value)
     return value
@@ -112,7 +118,8 @@ def check_surrogates(fields: dict[str, object]) -> None:
             json.dumps([key, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode_escape").decode()
-            raise _Fault(f"field '{key}' holds the lone surrogate {half}, which is half a character") from error
+            what = f"field '{key}' holds the lone surrogate {half}, which is half a character"
+            raise _Fault(what, "write both halves, or remove it") from error
 
 
 def surrogate_fault(fields: dict[str, object]) -> str:
@@ -176,7 +183,7 @@ class _Window:
                 return ""
 
     def fail(self, number: int, what: str, at: int, fix: str = "") -> InputError:
-        return InputError(self.where(at), f"record {number}: {what}", _excerpt(self.text, at), fix)
+        return InputError(self.where(at), f"record {number}: {what}", _excerpt(self.text, at), fix or _MEND)
 
     def record(self, number: int) -> Record:
         """Parse the value at `pos` as record `number`."""
@@ -196,14 +203,14 @@ class _Window:
                 if cut and not self.ended:
                     self.more()
                     continue
-                what = f"invalid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
+                what = f"invalid JSON: {error.msg[:1].lower()}{error.msg[1:].removesuffix(' at')}"
                 if error.msg.startswith("Invalid control"):
                     what += " (inside a string write \\n, \\t, \\u0000)"
                 raise self.fail(number, what, error.pos) from error
             except _Fault as error:
-                raise self.fail(number, str(error), self._place(error)) from error
+                raise self.fail(number, str(error), self._place(error), error.fix) from error
             except RecursionError as error:
-                raise self.fail(number, _TOO_DEEP, self.pos) from error
+                raise self.fail(number, _TOO_DEEP[0], self.pos, _TOO_DEEP[1]) from error
 
     def _place(self, error: _Fault) -> int:
         """Where the refused constant stands (the parser does not say), else the start of the record."""
@@ -237,7 +244,8 @@ def read_array(chunks: Iterator[str], file: str) -> Iterator[Record]:
             window.pos += 1
     window.pos += 1
     if window.peek():
-        raise InputError(window.where(window.pos), "text after the array's end", _excerpt(window.text, window.pos))
+        fix = "remove it, or write all records within one array"
+        raise InputError(window.where(window.pos), "text after the array's end", _excerpt(window.text, window.pos), fix)
 
 
 def read_objects(chunks: Iterator[str], file: str) -> Iterator[Record]:
@@ -261,7 +269,7 @@ def read_lines(lines: Iterator[tuple[int, str]], file: str) -> Iterator[Record]:
         try:
             record = window.record(number)
         except InputError as error:
-            if "invalid JSON" in error.what and not error.fix:
+            if "invalid JSON" in error.what and error.fix == _MEND:
                 error = InputError(
                     error.where, error.what, error.got,
                     "write one JSON object a line; for an array or objects over several lines: --rows.format json",

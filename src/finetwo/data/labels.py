@@ -89,9 +89,16 @@ def name_classes(splits: Mapping[str, Sequence[_Labelled]], given: Sequence[str]
 
 
 def find_labels(
-    splits: Mapping[str, Sequence[_Labelled]], given: Sequence[str], origin: str, own: Sequence[str] = ("train",)
+    splits: Mapping[str, Sequence[_Labelled]],
+    given: Sequence[str],
+    origin: str,
+    own: Sequence[str] = ("train",),
+    *,
+    of_model: bool = False,
 ) -> tuple[str, ...]:
     """Return the names of the classes: as given, else those of the splits `own`, numbers by size and texts by letter.
+
+    `of_model`: the given ones are those of a model that is there, which no option can change.
 
     Raises:
         InputError: fewer than two classes, too many, or a record whose class is not among them.
@@ -112,7 +119,8 @@ def find_labels(
         for example in part:
             label = example.fields["label"]
             if label not in known:
-                raise _unknown(label, labels, example.where, is_train=name == "train")
+                fix = "correct it, or leave such records out: the model knows no other classes" if of_model else ""
+                raise _unknown(label, labels, example.where, fix, is_train=name == "train")
     return labels
 
 
@@ -131,9 +139,14 @@ def _place(label: str, labels: Sequence[str]) -> int | None:
     return int(number[1])
 
 
-def _unknown(label: str, labels: Sequence[str], where: str, *, is_train: bool = False) -> InputError:
+def _unknown(label: str, labels: Sequence[str], where: str, fix: str = "", *, is_train: bool = False) -> InputError:
     names = ", ".join(shown(name, 40) for name in labels[:12]) + (" ..." if len(labels) > 12 else "")
-    fix = "correct the record, or list it in --rows.labels" if is_train else "correct it, or add such records to train"
+    if not fix:
+        fix = (
+            "correct the record, or list it in --rows.labels"
+            if is_train
+            else "correct it, or add such records to train"
+        )
     if _place(label, labels) is not None:
         fix = "name the numbers, in their own order: --rows.labels NAME0,NAME1,..."
     return InputError(where, f"the class is not among {names}", label, fix)

@@ -79,11 +79,15 @@ def refuse_content(name: str, head: bytes) -> None:
 
 def missing(path: Path) -> InputError:
     """Return the error for a file or folder that is not there, with the nearest name beside it."""
-    if _ADDRESS.match(str(path)):
+    if address := _ADDRESS.match(str(path)):
         on_hub = re.search(r"/huggingface\.co/datasets/([\w.-]+/[\w.-]+)", str(path))
         named = on_hub[1] if on_hub else "OWNER/NAME"
         fix = f"download it first; a data set of the Hugging Face hub is named hub:{named}"
-        return InputError(str(path), "a web address is not read, only files are", fix=fix)
+        whole = f"{address[0]}/{str(path)[address.end() :]}"  # a path holds one of the two slashes
+        return InputError(whole, "a web address is not read, only files are", fix=fix)
+    if path.is_symlink():
+        what = "a symbolic link to something that is not there"
+        return InputError(str(path), what, str(path.readlink()), "give the file itself")
     try:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
     except (OSError, ValueError):
@@ -97,16 +101,18 @@ def missing(path: Path) -> InputError:
 def fault(path: Path, error: OSError | ValueError) -> InputError | EnvironmentFault:
     """Return the one-line error for what the operating system said about `path`."""
     if isinstance(error, ValueError):
-        return InputError(str(path), f"not a usable path: {error}")
+        return InputError(str(path), f"not a usable path: {error}", fix="give the path of a file")
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return missing(path)
     if isinstance(error, PermissionError):
         return EnvironmentFault(str(path), "no permission to read", fix="chmod u+r, or run as its owner")
-    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-        return InputError(str(path), error.strerror or "not a usable path")
+    if error.errno == errno.ELOOP:
+        return InputError(str(path), "symbolic links that lead in a circle", fix="give the file itself")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(str(path), error.strerror or "not a usable path", fix="give the file a shorter name")
     if error.errno == errno.ENXIO:
-        return InputError(str(path), "not a regular file")
-    return EnvironmentFault(str(path), f"cannot be read: {error.strerror or error}")
+        return InputError(str(path), "not a regular file", fix="give a data file")
+    return EnvironmentFault(str(path), f"cannot be read: {error.strerror or error}", fix="check the disk")
 
 
 class SourceFile:

@@ -92,7 +92,8 @@ def _start(source: SourceFile, part: str | None, folder: Path) -> subprocess.Pop
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise EnvironmentFault(str(source.path), f"the reading process cannot be started: {error}") from error
+        what = f"the reading process cannot be started: {error}"
+        raise EnvironmentFault(str(source.path), what, fix="check limits of memory and processes") from error
 
 
 def _answers(process: subprocess.Popen[bytes], name: str) -> Iterator[dict[str, object]]:
@@ -132,6 +133,6 @@ def _judge(code: int, said: str, name: str, on_note: Callable[[str], None]) -> N
     if code in _TOO_MUCH:
         raise InputError(name, "refused: it takes more memory or time than a file of its size may", code, _FIX)
     if code != 0:
-        raise EnvironmentFault(name, f"the reading process failed: {said}", f"exit code {code}")
+        raise EnvironmentFault(name, f"the reading process failed: {said}", f"exit code {code}", _FIX)
     if answer.get("nulls"):
         on_note(f"{name}: {answer['nulls']:,} numbers that are NaN or infinite became null")

@@ -83,6 +83,14 @@ def write_metadata(folder: Path, content: Mapping[str, object]) -> None:
     write_sealed(folder / METADATA, {**content, "format": _FORMAT, "finetwo": __version__})
 
 
+def is_prepared(data: object) -> bool:
+    """Whether `data` is a folder that `finetwo prepare` wrote; one that may not be looked into is none."""
+    try:
+        return isinstance(data, str | Path) and (Path(data) / METADATA).is_file()
+    except PermissionError:
+        return False
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the content of `folder`/metadata.json.
 

@@ -17,7 +17,7 @@ import numpy as np
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 from finetwo.data.documents import Document, Part, Reader, cut
-from finetwo.data.examples import END_OF_TEXT
+from finetwo.data.examples import END_OF_TEXT, tell_overlap
 from finetwo.data.folders import held_out
 from finetwo.data.source import SPLITS, Note, find_files, place
 from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, parse_split, side_of
@@ -169,7 +169,8 @@ class _Share:
         hits = np.flatnonzero(train[at] == others)
         if len(hits):
             shown = "; ".join(f"{self._named('train', int(at[i]))} = {self._named(name, int(i))}" for i in hits[:3])
-            self.on_note(f"warning: {len(hits):,} of {len(others):,} {name} records are in train too: {shown}")
+            share = f"{len(hits):,} of {len(others):,} {name} records"
+            tell_overlap(share, shown, self.rows, self.on_note, self.origin)
 
     def _named(self, name: str, index: int) -> str:
         file, line, number = self._places[name][3 * index : 3 * index + 3]

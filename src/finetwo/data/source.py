@@ -103,7 +103,7 @@ def _text(source: SourceFile, rows: RowsConfig, on_note: Note) -> tuple[Iterator
     if rows.format == "tsv" or (rows.format == "auto" and suffix_of(path) in (".tsv", ".tab")):
         quotes = "strict" if _has_strict_quotes(path, rows) else "none"
     text = decoded(source.chunks(on_note), rows.encoding, str(path), on_note)
-    head = _head(text)
+    head = _head(text, str(path))
     records = _records(itertools.chain([head], text), head, path, rows, on_note, quotes)
     if quotes == "none":
         plain = f'{path}: quotes (") are read as plain text, as they do not enclose whole fields'
@@ -119,13 +119,16 @@ def _saying(line: str, records: Iterator[Record], on_note: Note) -> Iterator[Rec
         yield record
 
 
-def _head(text: Iterator[str]) -> str:
-    """Take from `text` until something other than white space shows up (within `_SNIFF` characters)."""
+def _head(text: Iterator[str], file: str) -> str:
+    """Take from `text` until something other than white space shows up; more than `_SNIFF` of that is refused."""
     head = ""
     for piece in text:
         head += piece
-        if not head.isspace() or len(head) > _SNIFF:
+        if not head.isspace():
             break
+        if len(head) > _SNIFF:
+            what = f"begins with more than {_SNIFF >> 20} MiB of white space"
+            raise InputError(file, what, fix="remove it: blank lines hold no record")
     return head
 
 
@@ -171,7 +174,7 @@ def _records(
 ) -> Iterator[Record]:
     """Return the parsed records of `text`, which begins with `head`."""
     file = str(path)
-    if not head or (head.isspace() and len(head) <= _SNIFF):
+    if not head or head.isspace():
         return iter(())
     kind = _format(path, rows, head.lstrip()[:1], on_note)
     if kind == "array":
@@ -184,7 +187,7 @@ def _records(
         return _document(text, file)
     delimiter = (rows.delimiter or ("\t" if kind == "tsv" else ",")).replace("\\t", "\t")
     if delimiter in '"\r\n':
-        raise InputError("--rows.delimiter", "cannot be a quote or a line end", delimiter)
+        raise InputError("--rows.delimiter", "cannot be a quote or a line end", delimiter, "give , ; | or '\\t'")
     lines = numbered_lines(text, file)
     return read_delimited(lines, file, delimiter, on_note, quotes=quotes, names=rows.column_names)
 

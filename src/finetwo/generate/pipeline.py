@@ -42,6 +42,10 @@ class Answer:
     """Whether the prompt was longer than the context and lost its beginning."""
     dropped_turns: int = 0
     """How many of the oldest turns of a conversation had no place in the context; `truncated` is set then too."""
+    prompt_ids: tuple[int, ...] = ()
+    """The ids of the prompt as the network read them."""
+    ids: tuple[tuple[int, ...], ...] = ()
+    """The ids of each text, a closing end-of-text and a stop string's tokens included."""
 
 
 @dataclass
@@ -195,8 +199,10 @@ class Model:
         found = []
         for prompt, (ids, dropped), done in zip(prompts, fitted, engine.complete(requests), strict=True):
             kept, truncated = engine.fit(ids, sampling.max_new_tokens)
-            reasons = [c.finish_reason for c in done]
-            found.append(Answer(prompt, [c.text for c in done], reasons, len(kept), truncated or dropped > 0, dropped))
+            texts, reasons = [c.text for c in done], [c.finish_reason for c in done]
+            written = tuple(tuple(c.tokens) for c in done)
+            cut = truncated or dropped > 0
+            found.append(Answer(prompt, texts, reasons, len(kept), cut, dropped, tuple(kept), written))
         return found
 
     def _fit(self, prompt: Prompt, sampling: SamplingConfig, raw: bool) -> tuple[list[int], int]:

@@ -15,6 +15,7 @@ from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
 from finetwo.insight.figures import Figures
 from finetwo.tasks.classes import BINS, RESAMPLES, class_figures, mcnemar
+from finetwo.tasks.registry import find_task
 
 Told = tuple[NDArray[np.float64], NDArray[np.int64]]
 """Logits (N, C) and true classes (N,) of one set."""
@@ -47,12 +48,23 @@ def add_class_figures(figures: Figures, told: Told, model: Model, protocol: str,
     }
 
 
-def add_comparison(figures: Figures, told: Sequence[Told], models: tuple[Model, Model]) -> None:
-    """Add McNemar's test of two classifiers on the same records; InputError where their classes are not the same."""
-    first, second = (m.network.config.labels for m in models)
+def check_comparable(model: Model, other: Model) -> None:
+    """Raise InputError where two models do not tell the same classes of the same kind of documents."""
+    first, second = (m.network.config.labels for m in (model, other))
     if first != second:
+        got = ", ".join(second[:6]) or "a language model"
         fix = "compare two classifiers of the same classes"
-        raise InputError("--against", f"its classes are not {', '.join(first[:6])}", ", ".join(second[:6]), fix)
+        raise InputError("--against", f"its classes are not {', '.join(first[:6])}", got, fix)
+    reads, given = (find_task(m.task or "classify").kind for m in (model, other))
+    if reads != given:
+        raise InputError("--against", f"one is for {reads}, the other is not", given, "compare classifiers of one task")
+
+
+def add_comparison(figures: Figures, told: Sequence[Told], models: tuple[Model, Model]) -> None:
+    """Add McNemar's test of two comparable classifiers, told of the same records; InputError where they were not."""
+    if not np.array_equal(told[0][1], told[1][1]):
+        fix = "leave --rows.on_long skip out"
+        raise InputError("--against", "the two leave out different records as too long", None, fix)
     right = [logits.argmax(axis=1) == truth for logits, truth in told]
     found = mcnemar(right[0], right[1])
     protocol = f"{found.pop('protocol')}; difference: accuracy of {models[1].name} minus that of {models[0].name}"

@@ -22,15 +22,20 @@ from finetwo.insight.divergence import divergences
 from finetwo.insight.interval import Bootstrap
 from finetwo.insight.library import Say
 from finetwo.insight.page import Beside, Block, Page, Section, Table
+from finetwo.insight.ranking import wilson
 from finetwo.insight.sides import Side, ask, plain, prefixed
 from finetwo.tasks.classes import mcnemar
 from finetwo.tasks.registry import find_task
 
 _SHOWN = 20
 """Disagreements that a page shows."""
+_NOTHING = "(nothing)"
+"""Shown where an answer is empty."""
 KL_PROTOCOL = (
     "mean KL(first || second) in nats a token, over the tokens that the first wrote in answer to the prompts, each "
-    "model reading the same tokens; 95 % interval by Poisson bootstrap over answers; 0: the same model"
+    "model reading the same tokens; 95 % interval by Poisson bootstrap over answers; 0: the same model, on these "
+    "tokens; left out: empty answers, and those that do not fit the shorter context; models with other tokens have "
+    "no KL"
 )
 
 
@@ -76,15 +81,16 @@ def compare_answers(sides: Sequence[Side], prompts: Sequence[Prompt], asking: As
     }
     local = [s for s in sides if s.model is not None]
     both_ways = [pair for a, b in combinations(local, 2) for pair in ((a, b), (b, a))]
-    found["kl"] = [one for first, second in both_ways if (one := _kl(first, second, sampling)) is not None]
+    found["kl"] = [_kl(first, second, sampling) for first, second in both_ways]
     return found | {"protocols": {"kl": KL_PROTOCOL}}
 
 
-def _kl(first: Side, second: Side, sampling: SamplingConfig) -> dict[str, Any] | None:
-    """The divergence of one model from another on the first's answers; None where their tokens differ."""
+def _kl(first: Side, second: Side, sampling: SamplingConfig) -> dict[str, Any]:
+    """The divergence of one model from another on the first's answers; there is none where their tokens differ."""
     assert first.model is not None and second.model is not None
     if first.model.tokenizer.digest != second.model.tokenizer.digest:
-        return None
+        none = {"kl": None, "interval": None, "tokens": 0, "left_out": len(first.written), "same_tokens": False}
+        return {"first": first.name, "second": second.name} | none
     networks = first.model.network, second.model.network
     vocab = min(first.model.tokenizer.vocab_size, *(n.config.vocab_size for n in networks))
     found = divergences(*networks, first.written, vocab)
@@ -99,6 +105,7 @@ def _kl(first: Side, second: Side, sampling: SamplingConfig) -> dict[str, Any] |
         "interval": bootstrap.interval(lambda sums: sums[:, 0] / sums[:, 1]),
         "tokens": tokens,
         "left_out": sum(not one[1] for one in found),
+        "same_tokens": True,
     }
 
 
@@ -115,9 +122,13 @@ def compare_classes(models: Sequence[Model], data: Path, rows: RowsConfig, say: 
             )
     labels, task = models[0].network.config.labels, find_task(models[0].task or "classify")
     for model in models[1:]:
-        if model.network.config.labels != labels:
-            what = f"{model.name}: its classes are not {', '.join(labels[:6])}"
-            raise InputError("compare", what, ", ".join(model.network.config.labels[:6]), "compare the same classes")
+        theirs = model.network.config.labels
+        if set(theirs) != set(labels):
+            what = f"its classes are not those of {models[0].name}, {', '.join(labels[:6])}"
+            raise InputError(model.name, what, ", ".join(theirs[:6]), "compare classifiers of the same classes")
+        if find_task(model.task or "classify").kind != task.kind:
+            what = f"reads other records than {models[0].name}: single texts and pairs do not compare"
+            raise InputError(model.name, what, model.task, "compare classifiers of the same task")
     whole = RowsConfig(**{**vars(rows), "split": rows.split or "train:1.0"})
     loaded = load_splits(data, whole, 0, say, task.kind, labels)
     examples = [example for part in loaded.splits.values() for example in part]
@@ -140,7 +151,10 @@ def compare_classes(models: Sequence[Model], data: Path, rows: RowsConfig, say: 
         {"first": names[i], "second": names[j]} | mcnemar(right[i], right[j])
         for i, j in combinations(range(len(names)), 2)
     ]
-    accuracy = {name: float(hits.mean()) for name, hits in zip(names, right, strict=True)}
+    accuracy = {
+        name: {"right": int(hits.sum()), "rate": float(hits.mean()), "interval": wilson(int(hits.sum()), len(hits))}
+        for name, hits in zip(names, right, strict=True)
+    }
     return {"models": names, "records": len(examples), "accuracy": accuracy, "mcnemar": pairs, "disagreements": apart}
 
 
@@ -151,20 +165,29 @@ def answers_page(found: dict[str, Any]) -> Page:
     """Return the page of `compare_answers`."""
     page = Page(" beside ".join(found["models"]))
     for number, one in enumerate(found["answers"], 1):
-        page.sections.append(Section(f"Prompt {number}", [one["prompt"], Beside(list(one["answers"].items()))]))
-    rows = [(k["first"], k["second"], _nats(k["kl"]), _between(k["interval"]), f"{k['tokens']:,}") for k in found["kl"]]
-    if rows:
-        header = ("first", "second", "KL, nats a token", "95 % interval", "tokens")
-        page.sections.append(Section("How far apart they are", [Table(header, rows), found["protocols"]["kl"]]))
+        answers = Beside([(name, text or _NOTHING) for name, text in one["answers"].items()])
+        page.sections.append(Section(f"Prompt {number}", [Beside([("prompt", one["prompt"])]), answers]))
+    if found["kl"]:
+        page.sections.append(_apart(found))
     settings = ", ".join(f"{name} {value}" for name, value in found["sampling"].items() if value != [])
     blocks: list[Block] = [
         settings + ". Endpoints are sent temperature, top_p, seed, stop and the limit, and no top_k."
     ]
     if found["prefix"]:
         who = "every prompt" if found["prefix_for_all"] else "every prompt to an endpoint"
-        blocks.append(f"Before {who}: {found['prefix']}")
+        blocks.append(Beside([(f"put before {who}", found["prefix"])]))
     page.sections.append(Section("How they were asked", blocks))
     return page
+
+
+def _apart(found: dict[str, Any]) -> Section:
+    rows = []
+    for one in found["kl"]:
+        value = _nats(one["kl"]) if one["same_tokens"] else "other tokens"
+        row = (one["first"], one["second"], value, _between(one["interval"]), f"{one['tokens']:,}")
+        rows.append((*row, f"{one['left_out']:,}"))
+    header = ("first", "second", "KL, nats a token", "95 % interval", "tokens", "answers left out")
+    return Section("How far apart they are", [Table(header, rows), found["protocols"]["kl"]])
 
 
 def _nats(value: float | None) -> str:
@@ -177,9 +200,17 @@ def _between(interval: tuple[float, float] | None) -> str:
 
 def classes_page(found: dict[str, Any]) -> Page:
     """Return the page of `compare_classes`."""
-    rows = [(name, f"{share:.2%}") for name, share in found["accuracy"].items()]
+    rows = [
+        (name, f"{one['rate']:.2%} [{one['interval'][0]:.2%}, {one['interval'][1]:.2%}]", f"{one['right']:,}")
+        for name, one in found["accuracy"].items()
+    ]
     page = Page(" beside ".join(found["models"]))
-    page.sections.append(Section(f"Accuracy on {found['records']:,} records", [Table(("model", "accuracy"), rows)]))
+    page.sections.append(
+        Section(
+            f"Accuracy on {found['records']:,} records",
+            [Table(("model", "accuracy, 95 % interval of Wilson", "right"), rows)],
+        )
+    )
     tests = [
         (m["first"], m["second"], f"{m['only_first_right']:,}", f"{m['only_second_right']:,}",
          f"{m['difference']:+.2%}", f"{m['p_value']:.4g}")

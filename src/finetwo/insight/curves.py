@@ -5,8 +5,10 @@ It knows numbers only. Its one invariant: no figure hangs on a single step, as t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
@@ -74,6 +76,20 @@ class Curves:
         """The validation's gain, which has no noise of batches, else the training's."""
         return self.training_gain if self.validation_gain is None else self.validation_gain
 
+    @property
+    def noise(self) -> float:
+        """By how much of itself the training loss may seem to have fallen only because batches differ."""
+        jumps = [(a - b) ** 2 for a, b in pairwise(self.losses)]
+        one = math.sqrt(fmean(jumps) / 2) if jumps else 0.0
+        return 2 * one * math.sqrt(2 / self._share) / max(1e-12, self.early)
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the loss fell and the gradients kept their size until the end."""
+        if len(self.losses) < 5 or len(self.norms) < 5:
+            return False
+        return self.late <= self.early and self.norms[-1] <= 10 * median(self.norms)
+
     def climb(self) -> tuple[float, int]:
         """How far the smoothed loss climbed above its lowest so far, and up to which step.
 
@@ -83,7 +99,7 @@ class Curves:
         if len(self.losses) < 2 * window:
             return 0.0, 0
         smooth = [median(self.losses[i : i + window]) for i in range(len(self.losses) - window + 1)]
-        noise = median(abs(a - b) for a, b in zip(self.losses, self.losses[1:], strict=False))
+        noise = median(abs(a - b) for a, b in pairwise(self.losses))
         lowest, best, at = smooth[0], 0.0, 0
         for index, value in enumerate(smooth):
             lowest = min(lowest, value)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,14 @@ from finetwo.tasks.registry import find_task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.receipt import RECEIPT
+from finetwo.train.recorded import read_receipt
 from finetwo.train.resume import ENVIRONMENT
 from finetwo.train.start import usual_lr
 
 _LOOKED_AT = 400
 """Training records that are read as text."""
+_LONGEST = 256
+"""Most tokens of an answer that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ class Evidence:
         return float(self.steps[-1].get("epoch") or 0.0) if self.steps else 0.0
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether --patience ended the run."""
+        return self.number("patience") > 0 and bool(self.steps) and int(self.steps[-1]["step"]) < self.total_steps
+
+    @property
     def answers_end(self) -> bool:
         """Whether the task is one whose answers are to end by themselves."""
         return self.settings.get("task") not in ("style", "pretrain") and not self.labels
@@ -137,8 +144,8 @@ def gather(run: Path) -> Evidence:
         prints = content.get("fingerprint", {})
         found.template, found.total_steps = prints.get("template"), int(prints.get("total_steps") or 0)
     if (run / RECEIPT).is_file():
-        failure = read_json(run / RECEIPT).get("failure")
-        found.failure = failure["line"] if failure and failure.get("type") == "NumericError" else None
+        failure = read_receipt(run)["failure"]
+        found.failure = failure["line"] if failure and failure["type"] == "NumericError" else None
     if not found.steps and not found.evaluations and found.failure is None:
         raise InputError(str(run), "this run has taken no step: there is nothing to explain", None, "let it train")
     _read_models(found)
@@ -261,11 +268,11 @@ def ask(found: Evidence, count: int) -> None:
     records = Records.open(folder / name, content["key"], content["vocab_size"])
     if records is None:
         return
-    prompts = dict.fromkeys(_prompts(records))
     opened = open_model(str(found.run), found.settings.get("base"))
     lengths = found.texts.lengths if found.texts is not None else []
-    limit = int(min(128, max(16, 2 * median(lengths)))) if lengths else 64
-    asked = [list(ids) for ids in list(prompts)[:count]]
+    limit = min(_LONGEST, max(16, int(1.5 * np.percentile(lengths, 95)))) if lengths else 64
+    room = opened.network.config.n_positions - limit  # a prompt without it would have its answer cut by the context
+    asked = [list(ids) for ids in dict.fromkeys(_prompts(records)) if len(ids) <= room][:count]
     requests = [Request(ids, SamplingConfig(max_new_tokens=limit)) for ids in asked]
     for ids, (done,) in zip(asked, Engine(opened.network, opened.tokenizer).complete(requests), strict=True):
         found.replies.append(Reply(opened.tokenizer.decode(ids), done.text, done.finish_reason))

@@ -14,7 +14,7 @@ import numpy as np
 
 from finetwo.core.config import SamplingConfig
 from finetwo.generate.engine import Engine, Request
-from finetwo.insight.library import Library
+from finetwo.insight.library import Library, evenly
 from finetwo.model.network import Network
 
 CONTINUATION = 32
@@ -39,9 +39,9 @@ def passages(library: Library, prefix: int, count: int) -> list[Passage]:
     tokens = library.tokens
     if library.records:
         fit = np.flatnonzero((library.ends - library.bodies >= CONTINUATION) & (library.bodies > library.starts))
-        chosen = fit[np.unique(np.linspace(0, len(fit) - 1, min(count, len(fit))).astype(np.int64))]
         places = [
-            (max(int(library.starts[d]), int(library.bodies[d]) - prefix), int(library.bodies[d])) for d in chosen
+            (max(int(library.starts[d]), int(library.bodies[d]) - prefix), int(library.bodies[d]))
+            for d in evenly(fit, count)
         ]
     else:
         places = [(begin, begin + prefix) for begin, _ in library.spread(prefix + CONTINUATION, count)]
@@ -121,5 +121,5 @@ def told(network: Network, library: Library, canaries: Sequence[Canary], context
             requests.append(Request([int(t) for t in tokens], SamplingConfig(max_new_tokens=max(1, c.tokens))))
         for (i, c), done in zip(asked, engine.complete(requests), strict=True):
             answer = library.tokenizer.decode_bytes(t for t in done[0].tokens if t != library.tokenizer.eot)
-            found[i] = found[i] or answer.startswith(c.rest)
+            found[i] = found[i] or (c.tokens > 0 and answer.startswith(c.rest))
     return found

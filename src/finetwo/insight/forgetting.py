@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
-from finetwo.insight.interval import Bootstrap
-from finetwo.insight.library import Library, Reading, Say, open_library
+from finetwo.insight.interval import RESAMPLES, Bootstrap
+from finetwo.insight.library import LEAST_ANSWER, Library, Reading, Say, open_library
 from finetwo.insight.page import Block, Page, Section, Table
 from finetwo.insight.passages import passage_losses
 from finetwo.insight.strength import Base, at_strength
+from finetwo.insight.stride import exp
 from finetwo.model.network import Network
 from finetwo.train.evaluate import byte_lengths
 
@@ -65,37 +66,48 @@ def measure_forgetting(model: Model, base: Base, options: ForgetOptions, say: Sa
         for part, name in (("neutral", neutral), ("own", options.own)):
             if name is None:
                 continue
-            reading = Reading(model.tokenizer, model.template, options.rows, say)
-            library = open_library([name], reading, Path(folder) / part)
-            found[part] = _curve(model, base, library, window, options)
-            found[part]["text"] = name if name != str(neutral_text()) else "the neutral text of FineTwo"
-    found["protocol"] = (
-        f"windows of at most {window} tokens side by side, each read alone, its first token unscored; sum of losses / "
-        "sum of tokens; ratio: perplexity over the base's; 95 % interval by Poisson bootstrap over windows, 1,000 "
-        f"resamples, seed {options.seed}"
-    )
+            library = open_library([name], Reading(model.tokenizer, model.template, options.rows), Path(folder) / part)
+            shown = name if name != str(neutral_text()) else "the neutral text of FineTwo"
+            say(f"forget: {shown}, {len(library.tokens):,} tokens")
+            found[part] = {"text": shown} | _curve(model, base, library, window, options)
     return found
 
 
+def _protocol(records: bool, window: int, seed: int) -> str:
+    how = f"windows of at most {window} tokens side by side, each read alone, its first token not scored"
+    if records:
+        how = f"answers of {LEAST_ANSWER} to {window} tokens (cut there), each behind its prompt, which is not scored"
+    return (
+        f"{how}; perplexity: exp(sum of losses / sum of tokens); 95 % interval of the ratio by Poisson bootstrap over "
+        f"{'answers' if records else 'windows'}, {RESAMPLES:,} resamples, seed {seed}"
+    )
+
+
 def _curve(model: Model, base: Base, library: Library, window: int, options: ForgetOptions) -> dict[str, Any]:
-    places = library.spread(window, 1 << 40, 2)
+    places = library.scored(window, 1 << 40, 2, model.network.config.n_positions)
     if not places:
-        raise InputError(library.name(0), "has fewer than two tokens", None, "give a longer text")
-    passages = [library.tokens[begin:end] for begin, end in places]
+        what = f"no answer of {LEAST_ANSWER} tokens or more" if library.records else "has fewer than two tokens"
+        raise InputError(library.name(0), what, None, "give a longer text")
+    passages = [(library.tokens[begin:end], first - begin) for begin, first, end in places]
     lengths = byte_lengths(model.tokenizer)
-    text_bytes = sum(int(lengths[np.asarray(p[1:], dtype=np.int64)].sum()) for p in passages)
+    text_bytes = sum(int(lengths[np.asarray(t[first:], dtype=np.int64)].sum()) for t, first in passages)
 
     def nats(network: Network) -> Floats:
         return passage_losses(network, passages, options.batch_size)[0]
 
-    counts = np.array([len(p) - 1 for p in passages])
+    counts = np.array([len(t) - first for t, first in passages])
     with base.under(model.network) as network:
         before = nats(network)
     points = []
     for strength in options.strengths if base.network is None else (0.0, 1.0):
         now = before if strength == 0 else _at(model.network, strength, nats) if strength != 1 else nats(model.network)
         points.append(_point(strength, now, before, counts, options.seed) | {"bits_per_byte": _bits(now, text_bytes)})
-    return {"windows": len(passages), "tokens": int(counts.sum()), "points": points}
+    return {
+        "windows": len(passages),
+        "tokens": int(counts.sum()),
+        "points": points,
+        "protocol": _protocol(library.records, window, options.seed),
+    }
 
 
 def _at(network: Network, strength: float, nats: Callable[[Network], Floats]) -> Floats:
@@ -116,8 +128,8 @@ def _point(strength: float, now: Floats, before: Floats, counts: NDArray[np.int6
     return {
         "strength": strength,
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "ratio": math.exp(min(change, 700.0)),
+        "perplexity": exp(loss),
+        "ratio": exp(change),
         "ratio_interval": interval,
     }
 
@@ -143,8 +155,10 @@ def _section(heading: str, found: dict[str, Any], part: str) -> Section:
         rows.append((name, f"{point['perplexity']:,.3f}", f"{point['ratio']:.4f}{tail}", bits))
     first = "strength of the adapter" if found["adapter"] else "tuning"
     blocks: list[Block] = [
-        f"{curve['tokens']:,} tokens in {curve['windows']:,} windows.",
+        f"{curve['tokens']:,} scored tokens in {curve['windows']:,} passages.",
         Table((first, "perplexity", "times the base's", "bits per byte"), rows),
-        found["protocol"],
+        curve["protocol"],
     ]
+    if not found["adapter"]:
+        blocks.insert(1, "The model has no adapter whose strength could be changed: before and after.")
     return Section(heading, blocks)

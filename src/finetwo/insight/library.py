@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,9 @@ from finetwo.core.errors import InputError
 from finetwo.data.cache import Corpus, build_corpora
 from finetwo.data.columns import detect_columns
 from finetwo.data.documents import Part, Reader, is_document
-from finetwo.data.examples import load_splits
-from finetwo.data.folders import find_files
+from finetwo.data.examples import Example, load_splits
+from finetwo.data.folders import find_files, held_out
+from finetwo.data.sequences import Segment
 from finetwo.data.source import place, read_rows
 from finetwo.tasks.registry import find_task
 from finetwo.text.template import Template
@@ -31,6 +33,10 @@ from finetwo.train.templates import make_template
 Say = Callable[[str], None]
 Tokens = NDArray[np.generic]
 Ints = NDArray[np.int64]
+Share = Literal["all", "train", "held_out"]
+"""Which share of files that hold several splits is read."""
+LEAST_ANSWER = 8
+"""Tokens of the shortest answer that is scored."""
 _BLOCK = 1 << 14
 
 
@@ -96,10 +102,27 @@ class Library:
             ids = np.asarray(self.tokens[i : i + _BLOCK])
             table = (b"\n\n" if t == self.tokenizer.eot else self.tokenizer.bytes_of(int(t)) for t in ids)
             rest += decoder.decode(b"".join(table))
-            cut = rest.rfind(" ") + 1
+            cut = rest.rfind(" ") + 1 or len(rest)  # a text without blanks must not pile up
             yield rest[:cut]
             rest = rest[cut:]
         yield rest
+
+    def scored(self, length: int, count: int, least: int, window: int) -> list[tuple[int, int, int]]:
+        """Return up to `count` passages (begin, first, end), evenly spread, to be scored from `first` on.
+
+        Of plain text as `spread`. Of records an answer's first `length` tokens (`LEAST_ANSWER` at least) behind its
+        prompt, of which so much is kept as `window` has room for.
+        """
+        if not self.records:
+            return [(begin, begin + 1, end) for begin, end in self.spread(length, count, least)]
+        fit = np.flatnonzero(self.ends - self.bodies >= LEAST_ANSWER)
+        found = []
+        for document in evenly(fit, count):
+            start, body = int(self.starts[document]), int(self.bodies[document])
+            end = min(body + length, int(self.ends[document]))
+            begin = max(start, end - window)
+            found.append((begin, max(body, begin + 1), end))
+        return found
 
     def spread(self, length: int, count: int, least: int | None = None) -> list[tuple[int, int]]:
         """Return up to `count` passages (begin, end) of `length` tokens, evenly spread and none overlapping.
@@ -111,13 +134,17 @@ class Library:
         if least is not None:
             each = each + (sizes % length >= least)
         until = np.cumsum(each)
-        total = int(until[-1]) if len(until) else 0
         found = []
-        for number in np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)) if total else ():
+        for number in evenly(np.arange(int(until[-1]) if len(until) else 0), count):
             document = int(np.searchsorted(until, number, "right"))
             begin = int(self.bodies[document] + (number - (until[document] - each[document])) * length)
             found.append((begin, min(begin + length, int(self.ends[document]))))
         return found
+
+
+def evenly(items: Ints, count: int) -> Ints:
+    """Return up to `count` of the items, evenly spread, the first and the last among them."""
+    return items[np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(np.int64))]
 
 
 @dataclass(frozen=True)
@@ -127,7 +154,8 @@ class Reading:
     tokenizer: Tokenizer
     template: Template | None
     rows: RowsConfig
-    say: Say
+    seed: int = 0
+    """Of the training, where --rows.split shares records out by content."""
 
 
 def read_whole(path: Path) -> str:
@@ -135,16 +163,33 @@ def read_whole(path: Path) -> str:
     return str(next(iter(read_rows(path, RowsConfig(format="txt")))).fields["text"])
 
 
-def open_library(names: Sequence[str], reading: Reading, folder: Path) -> Library:
+def open_library(names: Sequence[str], reading: Reading, folder: Path, share: Share = "all") -> Library:
     """Read the files, folders or patterns `names`; `folder` takes the tokens of plain text.
+
+    Of a folder with splits, and of files that --rows.split or --rows.hold_out share out, only the asked share is read:
+    what is trained on, or the rest.
 
     Raises:
         InputError: a file that cannot be read, or nothing in them.
     """
-    paths = [path for name in names for group in find_files(Path(name)).values() for path in group]
-    if paths and _is_text(paths[0], reading.rows):
+    paths = [path for name in names for path in _paths(name, reading.rows, share)]
+    if not paths:
+        raise InputError(", ".join(names), "has no part that is held out", None, "name the files themselves")
+    if _is_text(paths[0], reading.rows):
+        if reading.rows.split is not None:
+            fix = "name the files, or a folder with --rows.hold_out"
+            raise InputError("--rows.split", "is for records, this is plain text", str(paths[0]), fix)
         return _of_texts(paths, reading, folder)
-    return _of_records(paths, reading)
+    return _of_records(paths, reading, share)
+
+
+def _paths(name: str, rows: RowsConfig, share: Share) -> list[Path]:
+    found = find_files(Path(name))
+    if share != "all" and rows.hold_out is not None and sum(map(len, found.values())) > 1:
+        found = held_out(found, rows, name, lambda _: None)
+    if share != "all" and len(found) > 1:
+        found = {split: paths for split, paths in found.items() if (split == "train") == (share == "train")}
+    return [path for paths in found.values() for path in paths]
 
 
 def _is_text(path: Path, rows: RowsConfig) -> bool:
@@ -183,22 +228,15 @@ def _of_texts(paths: list[Path], reading: Reading, folder: Path) -> Library:
     return Library(reading.tokenizer, corpus.tokens, starts, ends, starts, places)
 
 
-def _of_records(paths: list[Path], reading: Reading) -> Library:
+def _of_records(paths: list[Path], reading: Reading, share: Share) -> Library:
     """Records as training writes them: the prompt in its template, then the answer."""
     flat: list[int] = [reading.tokenizer.eot]
     spans: list[tuple[int, int, int]] = []
     places: list[tuple[str, int, int]] = []
     for path in paths:
-        rows = replace(reading.rows, split="train:1.0")
-        loaded = load_splits(path, rows, 0, lambda _: None)
-        task = detect_task(TrainConfig(data=str(path), rows=rows), str(path))
-        if task.head == "classes":
-            raise InputError(str(path), "holds classes", None, "give texts, or records with prompts and answers")
-        known = sorted({k for e in loaded.splits["train"][:1] for k in e.fields if k != "completion"})
-        template = make_template(task, None, reading.template, loaded.columns, known)
-        for example in loaded.splits["train"]:
+        for example, segments in _written(path, reading, share):
             start, body = len(flat), -1
-            for segment in find_task(task.name).write(example.fields, template):
+            for segment in segments:
                 if segment.learn and body < 0:
                     body = len(flat)
                 flat += reading.tokenizer.encode(segment.text)
@@ -209,3 +247,21 @@ def _of_records(paths: list[Path], reading: Reading) -> Library:
         raise InputError(str(paths[0]), "no record in it", None, "give a file that holds records")
     starts, ends, bodies = np.asarray(spans, dtype=np.int64).T
     return Library(reading.tokenizer, np.asarray(flat, dtype=np.uint32), starts, ends, bodies, places)
+
+
+def _written(path: Path, reading: Reading, share: Share) -> Iterator[tuple[Example, list[Segment]]]:
+    rows = replace(reading.rows, split=reading.rows.split or "train:1.0", hold_out=None)
+    loaded = load_splits(path, rows, reading.seed, lambda _: None)
+    task = detect_task(TrainConfig(data=str(path), rows=rows), str(path))
+    if task.head == "classes":
+        raise InputError(str(path), "holds classes", None, "give texts, or records with prompts and answers")
+    examples = [
+        example
+        for split, part in loaded.splits.items()
+        if share == "all" or reading.rows.split is None or (split == "train") == (share == "train")
+        for example in part
+    ]
+    known = sorted({k for e in examples[:1] for k in e.fields if k != "completion"})
+    template = make_template(task, None, reading.template, loaded.columns, known)
+    write = find_task(task.name).write
+    return ((example, list(write(example.fields, template))) for example in examples)

@@ -15,12 +15,12 @@ from typing import Any
 from finetwo.core.config import RowsConfig, SamplingConfig, TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.data.cache import Chunks
-from finetwo.data.examples import load_splits
+from finetwo.data.examples import Loaded, load_splits
 from finetwo.data.loader import Sequences
 from finetwo.data.sequences import Sequence
 from finetwo.generate.pipeline import Model
 from finetwo.insight.answers import Answering, AnswerOptions
-from finetwo.insight.classes import add_class_figures, add_comparison
+from finetwo.insight.classes import Told, add_class_figures, add_comparison, check_comparable
 from finetwo.insight.figures import Figures
 from finetwo.insight.stride import Tokens, documents_of, exp, strided
 from finetwo.insight.wikitext import read_joined
@@ -81,7 +81,7 @@ def measure(model: Model, data: Path, options: MeasureOptions, say: Say) -> dict
     limit = model.network.config.n_positions
     length = options.max_length or limit
     if not 2 <= length <= limit:
-        raise InputError("--max_length", f"must be from 2 to the model's context of {limit}", length)
+        raise InputError("--max_length", f"must be from 2 to the model's context of {limit}", length, "leave it out")
     rows = replace(options.rows, format="txt") if options.wikitext and options.rows.format == "auto" else options.rows
     rows = replace(rows, split="train:1.0") if options.part == "all" and rows.split is None else rows
     config = TrainConfig(data=str(data), rows=rows, template=options.template, max_length=length, seed=options.seed)
@@ -124,19 +124,34 @@ def _measure_classes(asked: _Asked) -> dict[str, Any]:
     for name, given in idle.items():
         if given:
             raise InputError(name, "is for language models, and this is a classifier", model.name, "leave it out")
+    if options.against is not None:
+        check_comparable(model, options.against)
     task = find_task(model.task or "classify")
     loaded = load_splits(asked.data, asked.config.rows, options.seed, asked.say, task.kind, model.network.config.labels)
-    length = min(asked.length, options.max_length or model.max_length or asked.length)
-    prepared = prepare_records(loaded, task, None, model.tokenizer, asked.config, length, asked.say)
-    data = _chosen(prepared.splits(), options.part)
-    against = [model, *([options.against] if options.against is not None else [])]
-    told = [found for m in against if (found := class_logits(m.network, data, options.batch_size)) is not None]
-    protocol = f"part {options.part}, documents of at most {length} tokens, {asked.precision}"
+    told = _told(asked, loaded, task, model)
+    protocol = f"part {options.part}, documents of at most {_length(asked, model)} tokens, {asked.precision}"
     figures = Figures()
-    tables = add_class_figures(figures, told[0], model, protocol, options.seed)
+    tables = add_class_figures(figures, told, model, protocol, options.seed)
     if options.against is not None:
-        add_comparison(figures, told, (model, options.against))
+        other = _told(asked, loaded, task, options.against)
+        add_comparison(figures, (told, other), (model, options.against))
     return figures.to_dict(protocol) | tables
+
+
+def _length(asked: _Asked, model: Model) -> int:
+    """How many tokens of a document a classifier is given."""
+    limit = model.network.config.n_positions
+    return min(limit, asked.options.max_length or model.max_length or limit)
+
+
+def _told(asked: _Asked, loaded: Loaded, task: Task, model: Model) -> Told:
+    """What one classifier says of the asked part, read by its own tokenizer and as far as it reads."""
+    say = asked.say if model is asked.model else lambda _: None
+    prepared = prepare_records(loaded, task, None, model.tokenizer, asked.config, _length(asked, model), say)
+    data = _chosen(prepared.splits(), asked.options.part)
+    found = class_logits(model.network, data, asked.options.batch_size)
+    assert found is not None
+    return found
 
 
 def _answering(options: MeasureOptions, say: Say) -> Answering | None:
@@ -155,7 +170,9 @@ def _measure_texts(asked: _Asked) -> dict[str, Any]:
         fix = "leave out what needs answers, or name the columns: --rows.columns.prompt, --rows.columns.completion"
         raise InputError(str(asked.data), "plain text has no prompts to answer", None, fix)
     if options.stride is not None and not 1 <= options.stride <= asked.length:
-        raise InputError("--stride", f"must be from 1 to the window of {asked.length} tokens", options.stride)
+        raise InputError(
+            "--stride", f"must be from 1 to the window of {asked.length} tokens", options.stride, "256 is usual"
+        )
     rows, task, figures = asked.config.rows, find_task("style"), Figures()
     data = read_joined(asked.data, rows, asked.say) if options.wikitext else asked.data
     with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:

@@ -41,14 +41,18 @@ def training_names(pieces: Iterable[str]) -> Counter[str]:
 
 def carried(
     names: Counter[str], generated: Sequence[str], base: Sequence[str], openings: Sequence[str], held_out: Sequence[str]
-) -> list[CarriedName]:
-    """Return the training text's names in `generated`, most frequent first.
+) -> tuple[list[CarriedName], int]:
+    """Return the training text's names in `generated`, most frequent first, and how many of these texts hold one.
 
     Names that the base writes too, or that stand in any of the openings, are no news.
     """
     known = {word for text in [*base, *openings] for word in _CAPITAL.findall(text)}
     natural = {word for text in held_out for word in _CAPITAL.findall(text)}
     counts: Counter[str] = Counter()
+    touched = 0
     for text in generated:
-        counts.update({w for w in _CAPITAL.findall(text) if w in names and w not in known})
-    return [CarriedName(n, c, names[n], n in natural) for n, c in sorted(counts.items(), key=lambda i: (-i[1], i[0]))]
+        here = {w for w in _CAPITAL.findall(text) if w in names and w not in known}
+        counts.update(here)
+        touched += bool(here)
+    order = sorted(counts.items(), key=lambda i: (-i[1], i[0]))
+    return [CarriedName(n, c, names[n], n in natural) for n, c in order], touched

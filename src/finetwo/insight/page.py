@@ -10,6 +10,7 @@ import html
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from finetwo.core.errors import InputError
@@ -123,9 +124,24 @@ def _text_of(block: Block, width: int) -> str:
             wrapped = [w for line in clean(text).split("\n") for w in textwrap.wrap(line, width - 4) or [""]]
             lines += [f"  [{clean(name)}]", *(f"    {line}".rstrip() for line in wrapped)]
         return "\n".join(lines)
-    rows = [[clean(cell).replace("\n", " ") for cell in row] for row in [block.header, *block.rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(block.header))]
-    return "\n".join(("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))).rstrip() for row in rows)
+    return _table_of(block, width)
+
+
+def _table_of(table: Table, width: int) -> str:
+    """A table of at most `width` columns, its widest cells wrapped (a column keeps 8 characters in any case)."""
+    rows = [[clean(cell).replace("\n", " ") for cell in row] for row in [table.header, *table.rows]]
+    natural = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
+    room = max(8, width - 2 * len(natural))
+    most = next((c for c in range(room, 8, -1) if sum(min(n, c) for n in natural) <= room), 8)
+    widths = [min(n, most) for n in natural]
+    lines = []
+    for row in rows:
+        cells = [
+            textwrap.wrap(c, w, break_on_hyphens=False) if len(c) > w else [c] for c, w in zip(row, widths, strict=True)
+        ]
+        for parts in zip_longest(*cells, fillvalue=""):
+            lines.append("  " + "  ".join(c.ljust(w) for c, w in zip(parts, widths, strict=True)).rstrip())
+    return "\n".join(lines)
 
 
 def _markdown_of(block: Block) -> str:

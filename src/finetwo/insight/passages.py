@@ -17,18 +17,20 @@ from finetwo.model.loss import token_losses
 from finetwo.model.network import Network
 
 Floats = NDArray[np.float64]
+Scored = tuple[NDArray[np.generic], int]
+"""A passage's tokens, and the place in it (1 or more) from which on they are scored: behind a prompt, say."""
 
 
 @torch.no_grad()
 def passage_losses(
-    network: Network, passages: Sequence[NDArray[np.generic]], batch_size: int = 8
+    network: Network, passages: Sequence[Scored], batch_size: int = 8
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Return for each passage the summed nats (N,) of its tokens after the first, and how many these are (N,).
+    """Return for each passage the summed nats (N,) of its scored tokens, and how many these are (N,).
 
-    Passages shorter than two tokens count none; each must fit the context.
+    Passages without a scored token count none; each must fit the context.
     """
-    nats, counts = np.zeros(len(passages)), np.array([max(0, len(p) - 1) for p in passages], dtype=np.int64)
-    order = [int(i) for i in np.argsort([-len(p) for p in passages], kind="stable") if counts[i]]
+    nats, counts = np.zeros(len(passages)), np.array([max(0, len(t) - first) for t, first in passages], dtype=np.int64)
+    order = [int(i) for i in np.argsort([-len(t) for t, _ in passages], kind="stable") if counts[i]]
     was_training = network.training
     network.eval()
     try:
@@ -40,16 +42,16 @@ def passage_losses(
     return nats, counts
 
 
-def _batch(network: Network, passages: Sequence[NDArray[np.generic]]) -> Floats:
+def _batch(network: Network, passages: Sequence[Scored]) -> Floats:
     device = network.head_weight.device
-    length = max(len(p) for p in passages)
+    length = max(len(t) for t, _ in passages)
     tokens = torch.zeros(len(passages), length, dtype=torch.int64)  # right padding is invisible to real tokens
-    real = torch.zeros(len(passages), length, dtype=torch.bool)
-    for i, passage in enumerate(passages):
+    scored = torch.zeros(len(passages), length, dtype=torch.bool)
+    for i, (passage, first) in enumerate(passages):
         tokens[i, : len(passage)] = torch.from_numpy(np.asarray(passage, dtype=np.int64))
-        real[i, : len(passage)] = True
-    tokens, keep = tokens.to(device), real[:, 1:].to(device)
+        scored[i, first : len(passage)] = True
+    tokens, keep = tokens.to(device), scored[:, 1:].to(device)
     hidden = network.hidden(tokens[:, :-1], None, Causal())
     losses = token_losses(hidden[keep], tokens[:, 1:][keep], network.head_weight).cpu().double().numpy()
-    owner = np.repeat(np.arange(len(passages)), [len(p) - 1 for p in passages])
+    owner = np.repeat(np.arange(len(passages)), [len(t) - first for t, first in passages])
     return np.bincount(owner, losses, len(passages)).astype(np.float64)

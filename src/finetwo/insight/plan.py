@@ -20,6 +20,7 @@ from finetwo.core.errors import EnvironmentFault
 from finetwo.data.examples import Loaded, load_splits
 from finetwo.data.labels import class_weights
 from finetwo.data.loader import Loader
+from finetwo.data.sealed import is_prepared
 from finetwo.data.sharing import stream_splits
 from finetwo.insight.corpus_doctor import examine_texts
 from finetwo.insight.coverage import Certificate
@@ -33,7 +34,7 @@ from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.job import complete, prepared_data, refuse_idle
 from finetwo.train.prepare import Prepared, detect_task
-from finetwo.train.prepared import Wanted, is_prepared
+from finetwo.train.prepared import Wanted
 from finetwo.train.rng import seed_all
 from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
 

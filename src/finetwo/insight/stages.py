@@ -19,23 +19,25 @@ from finetwo.store.models import open_model
 from finetwo.store.run import is_model_folder, is_run_folder
 
 
-def stages(name: str, network: Network, base: str | None) -> Iterator[str]:
-    """Put each of a run's saved weights on `network`, the model of the run `name`, and yield what they are called.
+def stages(name: str, network: Network, base: str | None) -> Iterator[tuple[str, bool]]:
+    """Put each of a run's saved weights on `network`, the model of the run `name`; yield what they are called.
 
-    Weights that are there twice come once, under the first name; nothing of what is no run folder.
+    With the name comes whether they are the weights that `network` had. Weights that are there twice come once, under
+    the first name; nothing of what is no run folder.
     """
     folder = Path(name)
     if not is_run_folder(folder):
         return
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     seen: set[str] = set()
+    own = _digest(network)
     try:
         for label, weights in _saved(folder, base):
             _place(network, before | dict(weights))
             digest = _digest(network)
             if digest not in seen:
                 seen.add(digest)
-                yield label
+                yield label, digest == own
     finally:
         _place(network, before)
 

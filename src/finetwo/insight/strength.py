@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetwo.core.errors import InputError
+from finetwo.generate.pipeline import Model
 from finetwo.model.lora import LoraAdapter, linears
 from finetwo.model.network import Network
 from finetwo.store.hub import resolve
@@ -54,21 +55,36 @@ class Base:
             yield network
 
 
-def base_of(name: str, tuned: Network, adapter_base: str | None, asked: str | None) -> Base:
+def base_of(name: str, model: Model, asked: str | None) -> Base:
     """Return the base of the model `name`: under its adapter, as asked for, or as its run says.
 
     Raises:
-        InputError: nothing says what the base is, or it has other tokens.
+        InputError: nothing says what the base is, it is not there, or it has other tokens or a shorter context.
     """
+    tuned = model.network
     if tuned.lora is not None:
-        return Base(str(adapter_base or asked), None)
+        return Base(str(model.base or asked), None)
     found = asked or _of_run(name)
     if found is None:
         raise InputError(name, "does not say what it was tuned from", None, "name its base with --base")
-    network = open_model(found).network.to(tuned.head_weight.device).eval()
-    if network.config.vocab_size != tuned.config.vocab_size:
-        got = f"{network.config.vocab_size:,} and {tuned.config.vocab_size:,} tokens"
-        raise InputError("--base", "has another vocabulary than the model", got, "give the model it was tuned from")
+    try:
+        opened = open_model(found)
+    except InputError as error:
+        if asked is not None:
+            raise
+        fix = "name its base with --base"
+        raise InputError(name, f"its base cannot be opened: {error.where}: {error.what}", found, fix) from error
+    network = opened.network.to(tuned.head_weight.device).eval()
+    if network.config.labels:
+        raise InputError(found, "is a classifier, no text comes from it", None, "name the base with --base")
+    for what, mine, its in (
+        ("other tokens", model.tokenizer.digest, opened.tokenizer.digest),
+        ("another vocabulary", f"{tuned.config.vocab_size:,}", f"{network.config.vocab_size:,}"),
+        ("another context", f"{tuned.config.n_positions:,}", f"{network.config.n_positions:,}"),
+    ):
+        if mine != its:
+            got = f"{its[:12]} instead of {mine[:12]}"
+            raise InputError(found, f"has {what} than {name}", got, "give the model it was tuned from with --base")
     return Base(found, network)
 
 

@@ -17,7 +17,7 @@ from finetwo.generate.engine import Engine, Request
 from finetwo.generate.pipeline import Model
 from finetwo.insight import extraction
 from finetwo.insight.copying import matches
-from finetwo.insight.library import Library, Reading, Say, open_library
+from finetwo.insight.library import LEAST_ANSWER, Library, Reading, Say, Share, evenly, open_library
 from finetwo.insight.passages import passage_losses
 from finetwo.insight.stages import stages
 from finetwo.insight.strength import Base
@@ -46,33 +46,42 @@ def prove(model: Model, name: str, base: Base, options: StyleOptions, say: Say) 
         say("style: the base, on the same passages and openings")
         with base.under(model.network) as network:
             under = _measure(network, texts, options)
-        found = []
-        for label in stages(name, model.network, base.name if base.network is None else None) if options.stages else ():
-            say(f"style: {label}")
-            found.append((label, _measure(model.network, texts, options)))
         say("style: the model")
         state = _measure(model.network, texts, options)
-        return figures(model, base, texts, options, (under, state, found))
+        found, own = [("the base", under)], "this model"
+        for label, same in (
+            stages(name, model.network, base.name if base.network is None else None) if options.stages else ()
+        ):
+            if same:
+                own = f"{label}, this model"
+                continue
+            say(f"style: {label}")
+            found.append((label, _measure(model.network, texts, options)))
+        return figures(model, base, texts, options, (under, state, [*found, (own, state)]))
 
 
 def _read(model: Model, options: StyleOptions, folder: Path, say: Say) -> Texts:
-    reading = Reading(model.tokenizer, model.template, options.rows, say)
+    reading = Reading(model.tokenizer, model.template, options.rows, options.sampling.seed)
+    share: dict[str, Share] = {"train": "train", "held_out": "held_out", "others": "all"}
     libraries = {
-        part: open_library(getattr(options, part), reading, folder / part) for part in ("train", "held_out", "others")
+        part: open_library(getattr(options, part), reading, folder / part, wanted) for part, wanted in share.items()
     }
     for part, library in libraries.items():
         say(f"--{part}: {len(library.starts):,} documents, {len(library.tokens):,} tokens")
+    _check_apart(libraries)
+    window = model.network.config.n_positions
     own, foreign = (
-        libraries[part].spread(options.passage_tokens, options.passages, SHORTEST) for part in ("held_out", "others")
+        libraries[part].scored(options.passage_tokens, options.passages, SHORTEST, window)
+        for part in ("held_out", "others")
     )
     for part, found in (("--held_out", own), ("--others", foreign)):
         if len(found) < 2:
-            what = f"has fewer than two passages of {SHORTEST} to {options.passage_tokens} tokens"
+            least = LEAST_ANSWER if libraries[part.strip("-")].records else SHORTEST
+            what = f"has fewer than two passages of {least} to {options.passage_tokens} tokens"
             raise InputError(part, what, ", ".join(getattr(options, part.strip("-"))), "give more text")
     openings, true = _openings(libraries["held_out"], options)
     if not openings:
         raise InputError("--held_out", "too short for an opening and its continuation", None, "give more text")
-    window = model.network.config.n_positions
     recite = {}
     for prefix in PREFIXES if not libraries["train"].records else (window // 2,):
         if prefix + extraction.CONTINUATION <= window:
@@ -87,12 +96,27 @@ def _read(model: Model, options: StyleOptions, folder: Path, say: Say) -> Texts:
     )
 
 
+def _check_apart(libraries: dict[str, Library]) -> None:
+    """Refuse a document that is training text and something else too: it would prove nothing."""
+    places = {
+        part: {(Path(file).resolve(), line, number) for file, line, number in library.places}
+        for part, library in libraries.items()
+    }
+    for part in ("held_out", "others"):
+        twice = places["train"] & places[part]
+        if twice:
+            path, _, number = min(twice)
+            what = "names a text that is also training text"
+            fix = "leave it out of one of them, or say --rows.hold_out PATTERN (of records --rows.split) as in training"
+            raise InputError(f"--{part}", what, f"{path}, record {number:,}", fix)
+
+
 def _openings(held: Library, options: StyleOptions) -> tuple[list[list[int]], list[list[int]]]:
     """Openings of held-out text, and how each goes on there; of records the prompts and their answers."""
     length, new = options.opening_tokens, options.sampling.max_new_tokens
     if held.records:
         fit = np.flatnonzero(held.ends - held.bodies >= min(ORDERS))
-        chosen = fit[np.unique(np.linspace(0, len(fit) - 1, min(options.openings, len(fit))).astype(np.int64))]
+        chosen = evenly(fit, options.openings)
         places = [(int(held.starts[d]), int(held.bodies[d]), int(held.ends[d])) for d in chosen]
     else:
         places = [(b, b + length, e) for b, e in held.spread(length + new, options.openings)]
@@ -107,7 +131,8 @@ def _measure(network: Network, texts: Texts, options: StyleOptions) -> State:
     """Everything that is asked of one set of weights."""
     losses = []
     for library, places in ((texts.held_out, texts.own), (texts.others, texts.foreign)):
-        losses.append(passage_losses(network, [library.tokens[b:e] for b, e in places], options.batch_size))
+        passages = [(library.tokens[begin:end], first - begin) for begin, first, end in places]
+        losses.append(passage_losses(network, passages, options.batch_size))
     engine = Engine(network, texts.train.tokenizer)
     done = engine.complete([Request(ids, options.sampling) for ids in texts.openings])
     eot = texts.train.tokenizer.eot

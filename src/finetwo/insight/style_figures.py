@@ -17,10 +17,11 @@ from finetwo.core.config import RowsConfig, SamplingConfig
 from finetwo.generate.pipeline import Model
 from finetwo.insight import extraction
 from finetwo.insight.copying import Matches, matches
-from finetwo.insight.library import Library
+from finetwo.insight.library import LEAST_ANSWER, Library
 from finetwo.insight.names import carried, training_names
 from finetwo.insight.ranking import auc, auc_interval, wilson
 from finetwo.insight.strength import Base
+from finetwo.insight.stride import exp
 
 ORDERS = (8, 13, 20)
 """Lengths, in tokens, of the word-for-word sequences that are counted."""
@@ -58,9 +59,9 @@ class Texts:
     train: Library
     held_out: Library
     others: Library
-    own: list[tuple[int, int]]
-    """Passages of the author's held-out text."""
-    foreign: list[tuple[int, int]]
+    own: list[tuple[int, int, int]]
+    """Passages of the author's held-out text: begin, first scored token, end."""
+    foreign: list[tuple[int, int, int]]
     openings: list[list[int]]
     true: list[list[int]]
     """How the author went on after each opening."""
@@ -90,8 +91,8 @@ def figures(
     options: StyleOptions,
     states: tuple[State, State, list[tuple[str, State]]],
 ) -> dict[str, Any]:
-    """Return the figures of the base, of the model and of its other stages, as JSON content."""
-    under, state, others = states
+    """Return the figures of the base, of the model and of all stages (these two among them), as JSON content."""
+    under, state, stages = states
     seed = options.sampling.seed
     natural = matches(texts.train.tokens, texts.true, min(ORDERS))
     return {
@@ -118,7 +119,7 @@ def figures(
             for c, found, by_base in zip(texts.canaries, state.told, under.told, strict=True)
         ],
         "names": _names(texts, under, state),
-        "stages": [_stage(label, under, found) for label, found in [*others, ("this model", state)]],
+        "stages": [_stage(label, under, found) for label, found in stages],
         "protocol": _protocol(texts, options),
     }
 
@@ -126,7 +127,7 @@ def figures(
 def _authorship(texts: Texts, under: State, state: State, seed: int) -> dict[str, Any]:
     own, foreign = under.own - state.own, under.foreign - state.foreign
     by_file: dict[str, list[float]] = {}
-    for (begin, _), ratio in zip(texts.foreign, foreign, strict=True):
+    for (begin, _, _), ratio in zip(texts.foreign, foreign, strict=True):
         by_file.setdefault(texts.others.places[texts.others.document_of(begin)][0], []).append(float(ratio))
     return {
         "auc": auc(own, foreign),
@@ -135,8 +136,8 @@ def _authorship(texts: Texts, under: State, state: State, seed: int) -> dict[str
         "ratio_others": float(foreign.mean()),
         "passages_own": len(own),
         "passages_others": len(foreign),
-        "perplexity_own": float(np.exp(state.own_loss)),
-        "perplexity_own_base": float(np.exp(under.own_loss)),
+        "perplexity_own": exp(state.own_loss),
+        "perplexity_own_base": exp(under.own_loss),
         "against": {file: {"auc": auc(own, ratios), "passages": len(ratios)} for file, ratios in by_file.items()},
     }
 
@@ -171,8 +172,7 @@ def _names(texts: Texts, under: State, state: State) -> dict[str, Any]:
     decode = texts.train.tokenizer.decode
     plain = [[decode(ids) for ids in group] for group in (state.written, under.written, texts.openings, texts.true)]
     names = training_names(texts.train.pieces())
-    found = carried(names, *plain)
-    touched = sum(any(f.name in text.replace("’", " ").split() for f in found) for text in plain[0])
+    found, touched = carried(names, *plain)
     listed = [
         {"name": f.name, "generations": f.texts, "in_training": f.in_training, "in_held_out": f.in_held_out}
         for f in found
@@ -185,7 +185,7 @@ def _stage(label: str, under: State, state: State) -> dict[str, Any]:
     shares = {f"extracted_{name.split()[0]}": _share(hits[0])["rate"] for name, hits in state.recited.items()}
     return {
         "stage": label,
-        "perplexity_own": float(np.exp(state.own_loss)),
+        "perplexity_own": exp(state.own_loss),
         "auc": auc(under.own - state.own, under.foreign - state.foreign),
         **{f"copied_{n}": state.copied.rate(n, 0)["rate"] for n in ORDERS},
         "longest": state.copied.spans[0].length if state.copied.spans else 0,
@@ -197,21 +197,29 @@ def _stage(label: str, under: State, state: State) -> dict[str, Any]:
 def _protocol(texts: Texts, options: StyleOptions) -> dict[str, str]:
     s = options.sampling
     how = f"temperature {s.temperature:g}, top-p {s.top_p:g}, top-k {s.top_k}, seed {s.seed}"
+    records = texts.held_out.records
+    shortest, behind = (LEAST_ANSWER, " behind its prompt, which is not scored") if records else (SHORTEST, "")
     start = "the prompts of" if texts.held_out.records else f"the first {options.opening_tokens} tokens of passages of"
     return {
         "authorship": (
-            f"mean of log p(model) - log p(base), nats a token, on passages of {SHORTEST} to {options.passage_tokens} "
-            "tokens, evenly spread and each read alone; AUC: share of pairs (own, other) in which the author's passage "
-            "has the greater one, ties half (Mann-Whitney); 95 % interval from 1,000 bootstrap resamples of both sides"
+            f"mean of log p(model) - log p(base), nats a token, on passages of {shortest} to {options.passage_tokens} "
+            f"tokens, evenly spread and each read alone{behind}; AUC: share of pairs (own, other) in which the "
+            "author's passage has the greater one, ties half (Mann-Whitney); 95 % interval from 1,000 bootstrap "
+            "resamples of both sides"
         ),
         "copying": (
             f"{len(texts.openings)} continuations of at most {s.max_new_tokens} tokens of {start} held-out text, {how};"
             " share of their n-grams of tokens that stand word for word anywhere in the training text, found exactly; "
-            "held_out: how the author went on after the same openings; 95 % interval by Poisson bootstrap over texts"
+            "the author, held out: how it goes on there after the same openings; 95 % interval by Poisson bootstrap "
+            "over texts"
         ),
         "extraction": (
             f"greedy, all of the next {extraction.CONTINUATION} tokens right; passages evenly spread; 95 % interval of "
-            "Wilson; a planted sentence is found if its first half, alone or with the text before it, is completed"
+            "Wilson"
+        ),
+        "canaries": (
+            f"found: greedy, a sentence's first half, alone or behind the {SHORTEST} tokens that stand before it in "
+            "the training text, is gone on with by exactly its second half"
         ),
         "names": (
             "words that the training text writes with a capital inside sentences at least twice, and more often than "

@@ -14,6 +14,8 @@ from finetwo.insight.page import Block, Page, Section, Table
 Found = Mapping[str, Any]
 _WHO = {"model": "the model", "base": "its base", "held_out": "the author, held out"}
 _MOST_NAMES = 30
+_MUCH = 0.05
+"""Share of the longest n-grams from which on held-out text is taken to be training text."""
 
 
 def style_page(found: Found) -> Page:
@@ -22,7 +24,7 @@ def style_page(found: Found) -> Page:
     page.sections = [_authorship(found), _copying(found), _extraction(found), _names(found)]
     if found["canaries"]:
         page.sections.insert(3, _canaries(found))
-    if len(found["stages"]) > 1:
+    if len(found["stages"]) > 2:  # more than the base and the model
         page.sections.append(_stages(found))
     return page
 
@@ -64,9 +66,16 @@ def _copying(found: Found) -> Section:
         for who, name in _WHO.items()
     ]
     blocks: list[Block] = [Table(("copied word for word", *(f"{n}-grams" for n in orders), "longest"), rows)]
-    spans = [(f"{s['tokens']}", s["where"], s["text"]) for s in copying["spans"]]
+    spans = [(f"{s['tokens']}", s["text"], s["where"]) for s in copying["spans"]]
     if spans:
-        blocks.append(Table(("tokens", "stands in", "the longest copies"), spans))
+        blocks.append(Table(("tokens", "the longest copies", "stand in the training text"), spans))
+    natural = copying["held_out"][orders[-1]]["rate"]
+    if natural is not None and natural > _MUCH:
+        warning = (
+            f"Careful: {percent(natural)} of the {orders[-1]}-grams of the held-out text stand in the training text. "
+            "An author does not repeat himself so much: it seems to hold the same text, and proves little."
+        )
+        blocks.insert(0, warning)
     return Section("How much of it is copied?", [*blocks, found["protocol"]["copying"]])
 
 
@@ -92,7 +101,7 @@ def _canaries(found: Found) -> Section:
     rows = [(one["sentence"], told(one)) for one in found["canaries"]]
     count = sum(one["found"] for one in found["canaries"])
     head = f"{count} of {len(rows)} planted sentences are recited."
-    return Section("Planted sentences", [head, Table(("sentence", "result"), rows)])
+    return Section("Planted sentences", [head, Table(("sentence", "result"), rows), found["protocol"]["canaries"]])
 
 
 def _names(found: Found) -> Section:

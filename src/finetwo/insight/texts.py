@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
@@ -20,10 +21,28 @@ _PIECE = re.compile(r"\{[^{}]*\}")
 _WORD = re.compile(r"[\w<>\[\]#@%-]+")
 
 
-def data_findings(seen: Evidence, *, high: bool) -> list[Finding]:
-    """What the answers show: all alike, or without end; `high`: the rate or the gradient is known to be at fault."""
-    equal = classes_equal(seen, high=high) if seen.labels else answers_equal(seen, high=high)
-    return [f for f in (equal, never_stops(seen)) if f]
+def data_findings(seen: Evidence, *, high: bool, slow: bool = False) -> list[Finding]:
+    """What the answers show: all alike, or without end.
+
+    `high`: the rate or the gradient is known to be at fault; `slow`: the run is known to have learned nothing, of
+    which such answers are only the consequence.
+    """
+    blame = _Blame(high, slow)
+    equal = classes_equal(seen, blame) if seen.labels else answers_equal(seen, blame)
+    return [f for f in (equal, never_stops(seen, blame)) if f]
+
+
+@dataclass(frozen=True)
+class _Blame:
+    """What is known already to be at fault."""
+
+    high: bool
+    slow: bool
+
+
+def _is_short(seen: Evidence) -> bool:
+    """Whether a run was too short for its answers to be held against it."""
+    return seen.epochs < 3 or len(seen.steps) < 100
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -140,7 +159,7 @@ def fixed_lines(template: Template) -> list[str]:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def answers_equal(seen: Evidence, *, high: bool) -> Finding | None:
+def answers_equal(seen: Evidence, blame: _Blame) -> Finding | None:
     """Different prompts get one and the same answer."""
     prompts = {reply.prompt for reply in seen.replies}
     answers = {reply.text.strip() for reply in seen.replies}
@@ -155,16 +174,18 @@ def answers_equal(seen: Evidence, *, high: bool) -> Finding | None:
     if share >= 0.5:
         cause = f"{share:.0%} of the training answers are {top[:40]!r}: always saying so is nearly always right"
         return Finding("all answers equal", cause, check, "balance the answers, or leave most of these out")
-    if high:
+    if blame.high:
         cause = "the training blew up: what is left of the model does not read its prompt"
         return Finding("all answers equal", cause, check, f"--lr {seen.usual:g} --clip 1")
+    if blame.slow or _is_short(seen):
+        return None
     cause = "the model does not read the prompt: too little training, or answers that do not follow from it"
     return Finding(
         "all answers equal", cause, check, "train longer, and look whether the answers follow from the prompts"
     )
 
 
-def classes_equal(seen: Evidence, *, high: bool) -> Finding | None:
+def classes_equal(seen: Evidence, blame: _Blame) -> Finding | None:
     """A classifier gives every held-out record the same class."""
     last, number = (seen.evaluations or [{}])[-1], len(seen.labels)
     if "accuracy" not in last or last.get("records", 0) < 20 or len(seen.steps) < 20:
@@ -175,16 +196,18 @@ def classes_equal(seen: Evidence, *, high: bool) -> Finding | None:
         return None
     check = f"of {last['records']} held-out records {accuracy:.1%} are right, as if one class were always told"
     top, share = seen.texts.top_answer() if seen.texts is not None else ("", 0.0)
-    if high:
+    if blame.high:
         cause, fix = "the training blew up: the head gives one class whatever it reads", f"--lr {seen.usual:g} --clip 1"
     elif share >= 0.6:
         cause, fix = f"{share:.0%} of the training records are {top}", "--class_weights balanced, or train longer"
+    elif blame.slow or _is_short(seen):
+        return None
     else:
         cause, fix = "the classifier has not learned to tell the texts apart", "train longer, or raise --lr"
     return Finding("all answers equal", cause, check, fix)
 
 
-def never_stops(seen: Evidence) -> Finding | None:
+def never_stops(seen: Evidence, blame: _Blame) -> Finding | None:
     """Answers go on until they are cut."""
     replies, texts = seen.replies, seen.texts
     if not seen.answers_end or len(replies) < 3 or texts is None or not texts.lengths:
@@ -203,7 +226,7 @@ def never_stops(seen: Evidence) -> Finding | None:
     if texts.ended < 0.2:
         cause = "no record teaches an end: the task writes answers without end-of-text"
         return Finding("never stops", cause, check, "end the last learned segment (Segment(..., end=True))")
-    if seen.epochs < 3 or len(seen.steps) < 100:
-        return None  # a short run is only short
+    if blame.high or blame.slow or _is_short(seen):
+        return None
     cause = "the end-of-text is in the records but was hardly learned"
     return Finding("never stops", cause, check, "train longer, or raise --lr")

@@ -70,6 +70,6 @@ class Change:
 
 
 def _perplexity(tokens: Tensor, logits: Tensor) -> float:
-    """exp of the mean loss of each next token."""
+    """Perplexity: exp of the mean loss of each next token."""
     flat = logits[:, :-1].double().flatten(0, 1)  # (B (T-1), V)
     return math.exp(min(700.0, float(torch.nn.functional.cross_entropy(flat, tokens[:, 1:].flatten()))))

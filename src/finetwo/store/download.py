@@ -195,17 +195,19 @@ def _hub_error(source: Source, error: Exception, file: str = "") -> FineTwoError
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return InputError(where, f"{source.host} asks for permission to read this {source.noun}", fix="set HF_TOKEN")
     if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(where, f"{source.host} knows no such revision", source.revision)
+        return InputError(
+            where, f"{source.host} knows no such revision", source.revision, "give a branch, tag or commit"
+        )
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         fix = f"check the name, and HF_TOKEN if it is private; {source.remedy}"
         return InputError(where, f"{source.host} knows no such {source.noun}", status, fix)
     if isinstance(error, errors.HFValidationError):
-        return InputError(where, f"not a possible name of a {source.noun}", source.repo)
+        return InputError(where, f"not a possible name of a {source.noun}", source.repo, "it is OWNER/NAME")
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
     if isinstance(cause, Exception):
         return _hub_error(source, cause, file)
     if isinstance(error, errors.EntryNotFoundError) or status == 404:
-        return InputError(where, f"{source.host} has no such file", status)
+        return InputError(where, f"{source.host} has no such file", status, source.remedy)
     if status is not None:
         return EnvironmentFault(where, f"{source.host} failed", f"HTTP {status}", "try again later")
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:

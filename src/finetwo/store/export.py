@@ -7,6 +7,7 @@ the arithmetic changed by more than the bound.
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import torch
 from finetwo.core.errors import InputError
 from finetwo.core.files import faults, fsync_dir
 from finetwo.model.lora import merge_lora
+from finetwo.model.network import Network
 from finetwo.store.change import Change, probe_tokens
-from finetwo.store.folder import save_model
+from finetwo.store.folder import read_weights, save_model
 from finetwo.store.models import Opened
 from finetwo.store.peft import save_adapter
 
@@ -28,8 +30,8 @@ BOUNDS = {"float32": 0.01, "bf16": 2.0, "float16": 0.5}
 def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference: float | None = None) -> list[str]:
     """Write `opened` to the new folder `out` as hf, adapter, merged or auto; return what to say about it.
 
-    Raises InputError when `out` is in use, the model has no adapter to write, or a logit would change by more than
-    `max_difference` (see `BOUNDS`), EnvironmentFault when the disk refuses.
+    What was written is read back and compared. Raises InputError when `out` is in use, the model has no adapter to
+    write, or a logit changed by more than `max_difference` (see `BOUNDS`), EnvironmentFault when the disk refuses.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("--out", "exists and is not an empty folder", str(out), "give a new folder")
@@ -40,25 +42,59 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
     if kind in ("adapter", "merged") and not opened.is_adapter:
         raise InputError(f"--to {kind}", f"{opened.name} is a whole model without an adapter", None, "use --to hf")
     bound = BOUNDS[dtype] if max_difference is None else max_difference
-    said = [] if kind == "adapter" else _changed(opened, kind, dtype, bound)
+    _check_range(opened.network, dtype)
     temporary = out.with_name(f".tmp-{out.name}")
+    made = [place for place in (out.parent, *out.parent.parents) if not place.exists()]
     with faults(out):
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         try:
-            if kind == "adapter":
-                save_adapter(temporary, opened.network, opened.tokenizer, opened.extras)
-            else:
-                extras = replace(opened.extras, base=None, base_sha256=None)
-                save_model(temporary, opened.network, opened.tokenizer, extras, _DTYPES[dtype])
+            temporary.mkdir(parents=True)
+            said = _write(opened, temporary, kind, dtype, bound)
             if out.exists():
                 out.rmdir()
             temporary.rename(out)
             fsync_dir(out.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                for place in made:
+                    place.rmdir()
             raise
     return [*said, f"{kind} written to {out}; load it with {_loader(opened, kind)}"]
+
+
+@torch.no_grad()
+def _write(opened: Opened, folder: Path, kind: str, dtype: str, bound: float) -> list[str]:
+    """Write the model, read it back, and return by how much it changed; raise where that is above the bound."""
+    if kind == "adapter":
+        save_adapter(folder, opened.network, opened.tokenizer, opened.extras)
+        return []
+    network, changes = opened.network.eval(), kind == "merged" or dtype != "float32"
+    probe = probe_tokens(opened.tokenizer, network.config.n_positions) if changes else torch.empty(0)
+    before = network(probe) if changes else probe
+    if kind == "merged":
+        merge_lora(network)
+        network.lora = None
+    extras = replace(opened.extras, base=None, base_sha256=None)
+    save_model(folder, network, opened.tokenizer, extras, _DTYPES[dtype])
+    if not changes:
+        return []
+    network.load_state({n: t.float() for n, t in read_weights(folder).items()}, str(folder))
+    change = Change.between(probe, before, network(probe), classes=bool(network.config.labels))
+    if not change.largest <= bound:  # NaN is above every bound
+        done = " and ".join([*(["merging"] if kind == "merged" else []), *([dtype] if dtype != "float32" else [])])
+        what = f"{done} would change a logit by {change.largest:.2e}; the bound is {bound:g}, and nothing was written"
+        fix = "take another --dtype, or raise the bound if such a change is meant"
+        raise InputError("--max_difference", what, None, fix)
+    return change.lines(bound)
+
+
+def _check_range(network: Network, dtype: str) -> None:
+    """Refuse a number format that cannot hold a weight."""
+    largest = max(float(p.detach().abs().max()) for p in network.parameters() if p.numel())
+    if largest > torch.finfo(_DTYPES[dtype]).max:
+        what = f"cannot hold a weight of this model, {largest:.3g}; nothing was written"
+        raise InputError(f"--dtype {dtype}", what, None, "take bf16 or float32")
 
 
 def _loader(opened: Opened, kind: str) -> str:
@@ -73,26 +109,3 @@ def _loader(opened: Opened, kind: str) -> str:
         return f"transformers.{name}.from_pretrained(FOLDER){between}"
     count = f", num_labels={len(config.labels)}" if config.labels else ""
     return f"peft.PeftModel.from_pretrained(transformers.{name}.from_pretrained(BASE{count}), FOLDER){between}"
-
-
-@torch.no_grad()
-def _changed(opened: Opened, kind: str, dtype: str, bound: float) -> list[str]:
-    """Merge and round the network as asked; return what that changed, or raise where it is above the bound."""
-    network = opened.network.eval()
-    if kind == "hf" and dtype == "float32":
-        return []
-    probe = probe_tokens(opened.tokenizer, network.config.n_positions)
-    before = network(probe)
-    if kind == "merged":
-        merge_lora(network)
-        network.lora = None
-    if dtype != "float32":
-        for p in network.parameters():
-            p.copy_(p.to(_DTYPES[dtype]).to(p.dtype))
-    change = Change.between(probe, before, network(probe), classes=bool(network.config.labels))
-    if not change.largest <= bound:  # NaN, which a format with a small range may give, is above every bound
-        done = " and ".join([*(["merging"] if kind == "merged" else []), *([dtype] if dtype != "float32" else [])])
-        what = f"{done} would change a logit by {change.largest:.2e}; the bound is {bound:g}, and nothing was written"
-        fix = "take another --dtype, or raise the bound if such a change is meant"
-        raise InputError("--max_difference", what, None, fix)
-    return change.lines(bound)

@@ -212,14 +212,19 @@ def load_tokenizer(folder: Path, config: GPT2Config) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(folder: Path, tokenizer: Tokenizer, config: GPT2Config) -> None:
-    """Write the tokenizer files; a classifier's name a padding token, which other tools need to take several texts."""
+def save_tokenizer(folder: Path, tokenizer: Tokenizer, config: GPT2Config, task: str | None) -> None:
+    """Write the tokenizer files; a classifier's name a padding token, which other tools need to take several texts.
+
+    That token is end-of-text, so its mark in a text must stay plain text in other tools too: a text that ends in it
+    would lose its end as padding. In pairs the mark stands between the texts, and other tools write it there.
+    """
     tokenizer.save(folder)
     if config.labels:
         path = folder / "tokenizer_config.json"
         settings = read_json(path)
         assert isinstance(settings, dict)
-        write_json(path, settings | {"pad_token": settings["eos_token"], "padding_side": "right"})
+        settings |= {"pad_token": settings["eos_token"], "padding_side": "right"}
+        write_json(path, settings if task == "entail" else settings | {"split_special_tokens": True})
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
@@ -255,6 +260,6 @@ def save_model(
     write_json(folder / "config.json", config)
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
     write_json(folder / "generation_config.json", extras.generation | ends)
-    save_tokenizer(folder, tokenizer, network.config)
+    save_tokenizer(folder, tokenizer, network.config, extras.task)
     write_json(folder / EXTRAS, extras.to_dict())
     write_tensors(folder / "model.safetensors", state, {"format": "pt"})

@@ -135,7 +135,9 @@ def _download(source: Source, name: HubName, say: Callable[[str], None]) -> Path
     """Fetch what a configuration needs, all of one commit, and lay it out."""
     listing = list_files(source)
     if not _COMMIT.fullmatch(listing.commit):
-        raise EnvironmentFault(source.where, f"{source.host} does not say which commit it holds", listing.commit)
+        raise EnvironmentFault(
+            source.where, f"{source.host} does not say which commit it holds", listing.commit, "check HF_ENDPOINT"
+        )
     pinned = replace(source, revision=listing.commit)
     card = ""
     if CARD in listing.files and (listing.files[CARD].size or 0) <= 4 << 20:

@@ -55,7 +55,8 @@ def choose(names: Sequence[str], card: str, config: str | None, where: str) -> S
         raise InputError(where, _SCRIPT, scripts[0], fix)
     if not data:
         seen = ", ".join(sorted(names)[:5]) or "no files"
-        raise InputError(where, "holds no data that can be read (JSON, JSONL, CSV, TSV, text, Parquet, Arrow)", seen)
+        what = "holds no data that can be read (JSON, JSONL, CSV, TSV, text, Parquet, Arrow)"
+        raise InputError(where, what, seen, "download it, and write its records as JSON lines")
     return _by_names(data, config, where)
 
 
@@ -68,7 +69,8 @@ def read_configs(card: str, where: str) -> list[dict[str, Any]]:
         aliases = sum(isinstance(t, yaml.AliasToken) for t in yaml.scan(parts[1], Loader=yaml.SafeLoader))
         head = yaml.safe_load(parts[1]) if aliases <= _MAX_ALIASES else None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{where}: {CARD}", f"its head is not plain YAML: {type(error).__name__}") from None
+        what = f"its head is not plain YAML: {type(error).__name__}"
+        raise InputError(f"{where}: {CARD}", what, fix="give another revision, or download its files") from None
     configs = head.get("configs") if isinstance(head, dict) else None
     found = [c for c in configs if isinstance(c, dict) and "config_name" in c] if isinstance(configs, list) else []
     return [c for c in found if c.get("data_files") or c.get("data_dir")]
@@ -96,7 +98,8 @@ def _by_card(data: list[str], configs: list[dict[str, Any]], config: str | None,
             full = f"{folder}/{path}" if folder else str(path).removeprefix("./")
             matches = [n for n in data if _pattern(full).fullmatch(n)]
             if not matches:
-                raise InputError(where, f"{CARD} names files that are not there, or that cannot be read", full)
+                what = f"{CARD} names files that are not there, or that cannot be read"
+                raise InputError(where, what, full, "give another configuration or revision")
             split = split_of(str(entry.get("split"))) or str(entry.get("split"))
             known = found.setdefault(split, [])
             known += [n for n in matches if n not in known]
@@ -139,7 +142,7 @@ def _by_words(data: list[str], where: str, start: int = 0) -> Splits:
         found.setdefault(split or "", []).append(name)
     rest = found.pop("", [])
     if not found and not rest:
-        raise InputError(where, "the configuration holds no data that can be read")
+        raise InputError(where, "the configuration holds no data that can be read", fix="give another one")
     return found | ({"other files": rest} if rest else {}) if found else {"train": rest}
 
 

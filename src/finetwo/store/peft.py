@@ -83,7 +83,7 @@ def save_adapter(folder: Path, network: Network, tokenizer: Tokenizer, extras: E
         config["lora_alpha"] = int(lora.alpha)
     tensors = {_PREFIX + n.replace(".adapter.", "."): t.to("cpu") for n, t in network.adapter_state().items()}
     write_json(folder / CONFIG, config)
-    save_tokenizer(folder, tokenizer, network.config)
+    save_tokenizer(folder, tokenizer, network.config, extras.task)
     write_json(folder / EXTRAS, replace(extras, labels=labels, pooling=network.config.pooling).to_dict())
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 

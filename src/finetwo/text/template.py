@@ -110,7 +110,7 @@ class Template:
                     f"{where}:{_position(self.text, match.start())}",
                     "no such field",
                     match[0],
-                    f"the fields are {', '.join(known)}",
+                    f"the fields are {', '.join(dict.fromkeys(known))}",
                 )
 
     def prompt(self, fields: Mapping[str, str], where: str = "prompt") -> str:

@@ -41,7 +41,7 @@ from finetwo.train.progress import progress_of
 from finetwo.train.receipt import Receipt, Subject
 from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
-from finetwo.train.rng import seed_all
+from finetwo.train.rng import seed_all, strictly
 from finetwo.train.signals import Preparing
 from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
 from finetwo.train.templates import make_template
@@ -88,13 +88,8 @@ def train(
     wanted = Wanted(config, data, task, start.tokenizer, start.extras.template, there, look)
     size = sum(p.numel() for p in start.network.parameters())
     needed = 64 << 20 if start.network.lora or config.lora.enabled else _DISK_PER_PARAMETER * size
-    strict = torch.are_deterministic_algorithms_enabled()
-    try:
-        torch.use_deterministic_algorithms(strict or config.deterministic)
-        with Preparing(), RunFolder.open(out, needed, inputs) as folder:
-            return _run(wanted, start, folder, say, listeners)
-    finally:
-        torch.use_deterministic_algorithms(strict)
+    with strictly(config.deterministic), Preparing(), RunFolder.open(out, needed, inputs) as folder:
+        return _run(wanted, start, folder, say, listeners)
 
 
 @dataclass

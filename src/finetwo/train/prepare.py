@@ -19,7 +19,7 @@ from finetwo.data.examples import Example, Loaded, columns_in_memory
 from finetwo.data.labels import label_index
 from finetwo.data.loader import InMemory, Sequences
 from finetwo.data.records import Place
-from finetwo.data.sealed import METADATA, read_metadata
+from finetwo.data.sealed import is_prepared, read_metadata
 from finetwo.data.sequences import Fate, Sequence, encode_document, encode_segments
 from finetwo.data.source import find_files, place, read_rows
 from finetwo.tasks.registry import find_task
@@ -67,7 +67,7 @@ def detect_task(config: TrainConfig, data: object) -> Task:
     if config.task != "auto":
         return find_task(config.task)
     columns = config.rows.columns
-    if isinstance(data, str | Path) and (Path(data) / METADATA).is_file():
+    if isinstance(data, str | Path) and is_prepared(data):
         return find_task(str(read_metadata(Path(data))["task"]))
     if not isinstance(data, str | Path):
         return find_task(_USUAL[columns_in_memory(data, config.rows).kind])

@@ -23,7 +23,7 @@ from finetwo.data.cache import Chunks, Corpus
 from finetwo.data.examples import Loaded, load_rows, load_splits
 from finetwo.data.loader import Sequences
 from finetwo.data.records import Records, write_records
-from finetwo.data.sealed import METADATA, describe_files, read_metadata, write_metadata
+from finetwo.data.sealed import METADATA, describe_files, is_prepared, read_metadata, write_metadata
 from finetwo.data.source import SPLITS, find_files
 from finetwo.tasks.task import Task
 from finetwo.text.template import Template
@@ -75,11 +75,6 @@ def _source(task: Task) -> str:
         return hashlib.sha256(inspect.getsource(inspect.getmodule(task.write) or task.write).encode()).hexdigest()
     except (OSError, TypeError):
         return "unknown"
-
-
-def is_prepared(data: object) -> bool:
-    """Whether `data` is a folder that `finetwo prepare` wrote."""
-    return isinstance(data, str | Path) and (Path(data) / METADATA).is_file()
 
 
 def prepare(wanted: Wanted, folder: Path, made: Path, say: Say) -> Prepared:

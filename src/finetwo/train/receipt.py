@@ -7,7 +7,6 @@ chain is a function of metrics.jsonl alone, so a run that was stopped and resume
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 
 from finetwo.core.config import TrainConfig, to_dict
-from finetwo.core.errors import FineTwoError, InputError
-from finetwo.core.files import read_json, sha256_file, write_json
+from finetwo.core.errors import FineTwoError, NumericError
+from finetwo.core.files import sha256_file, write_json
 from finetwo.core.strict_json import parse_json
 from finetwo.data.sealed import METADATA, describe_files
 from finetwo.data.source import find_files
@@ -35,11 +34,9 @@ from finetwo.train.resume import code_commit, package_versions
 RECEIPT = "receipt.json"
 BLOCK = 100
 """Steps between two links of the chain."""
-_MARK = 8
+MARK = 8
 """Hexadecimal digits of the chain that are kept of every step."""
 _RULE = "each step: SHA-256 of the digest before (none at first), then '<step> <repr of the loss>' and a line feed"
-ENVIRONMENT_KEYS = ("code", "python", "packages", "hardware")
-"""What of a receipt may explain that the same job gave other numbers."""
 
 
 class Chain:
@@ -55,7 +52,7 @@ class Chain:
         """Take the exact loss of the next step; return the digest up to it, hexadecimal."""
         self._digest = hashlib.sha256(self._digest + f"{step} {loss!r}\n".encode()).digest()
         self.steps = step
-        self._marks.append(self._digest.hex()[:_MARK])
+        self._marks.append(self._digest.hex()[:MARK])
         if len(self._marks) == BLOCK:
             self._links.append(self._link())
             self._marks = []
@@ -88,19 +85,7 @@ def _records(metrics: Path) -> Iterator[dict[str, Any]]:
 def marks_of(losses: Mapping[str, Any]) -> list[str]:
     """The first digits of the chain after every step."""
     text = "".join(link["marks"] for link in losses["links"])
-    return [text[i : i + _MARK] for i in range(0, len(text), _MARK)]
-
-
-def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> int | None:
-    """The first step whose loss differs between two chains, found by the first link that does; None if none does."""
-    before = 0
-    for a, b in zip(old["links"], new["links"], strict=False):
-        if (a["step"], a["sha256"]) != (b["step"], b["sha256"]):
-            pairs = zip(marks_of({"links": [a]}), marks_of({"links": [b]}), strict=False)
-            at = next((i for i, (x, y) in enumerate(pairs, 1) if x != y), None)
-            return before + at if at is not None else min(int(a["step"]), int(b["step"])) + (a["step"] != b["step"])
-        before = int(a["step"])
-    return None if old["steps"] == new["steps"] else before + 1
+    return [text[i : i + MARK] for i in range(0, len(text), MARK)]
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -148,8 +133,9 @@ class Receipt:
             self._write(None)
 
     def failed(self, error: FineTwoError) -> None:
-        """Say in the receipt why the run ended before its time; nothing where the run leaves nothing."""
-        if self._content and self.folder.metrics.is_file() and self.folder.metrics.stat().st_size:
+        """Say in the receipt why the run ended before its time; nothing where that was before anything was computed."""
+        computed = self._stepped or isinstance(error, NumericError)
+        if self._content and computed and self.folder.metrics.is_file() and self.folder.metrics.stat().st_size:
             self._write(error)
 
     def _write(self, error: FineTwoError | None) -> None:
@@ -250,50 +236,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-_PARTS: dict[str, type] = {
-    "data": dict,
-    "base": dict,
-    "template": dict,
-    "config": dict,
-    "losses": dict,
-    "packages": dict,
-}
-
-
-def read_receipt(path: Path) -> dict[str, Any]:
-    """Return the receipt in a file, or in a run folder; InputError where there is none, or it cannot be one."""
-    path = path / RECEIPT if path.is_dir() else path
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != 1:
-        got = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(str(path), "is not a receipt of a format known here", got, "give the receipt.json of a run")
-    wrong = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
-    links = content["losses"].get("links") if not wrong else None
-    whole = isinstance(links, list) and all(
-        isinstance(n, dict) and {"step", "sha256", "marks"} <= n.keys() and isinstance(n["marks"], str) for n in links
-    )
-    if wrong or not whole or not isinstance(content["losses"].get("steps"), int):
-        raise InputError(str(path), f"a damaged receipt: {wrong[0] if wrong else 'losses'} is not what it must be")
-    return content
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str] = ENVIRONMENT_KEYS) -> list[str]:
-    """What differs between two receipts, one text each: 'packages.torch: 2.12 then, 2.13 now'."""
-    return [found for name in names for found in _compare(old.get(name), new.get(name), name)]
-
-
-def _compare(old: Any, new: Any, path: str) -> Iterator[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from _compare(old.get(key), new.get(key), f"{path}.{key}")
-    elif old != new:
-        yield f"{path}: {_short(old)} then, {_short(new)} now"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] if len(text) == 64 and " " not in text else text

@@ -1,4 +1,4 @@
-"""The random states of a process as JSON: python, numpy, torch, CUDA.
+"""The random states of a process as JSON: python, numpy, torch, CUDA; and torch's promise to be deterministic.
 
 It knows nothing of training. Its one invariant: `restore(capture())` gives the same random numbers from there on.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,19 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def strictly(wanted: bool) -> Iterator[None]:
+    """Refuse operations without a deterministic form for a while, if `wanted`; who refused them before still does."""
+    change = wanted and not torch.are_deterministic_algorithms_enabled()
+    if change:  # only then: torch's setter imports its compiler, a second before any fault of the data could be told
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if change:
+            torch.use_deterministic_algorithms(False)
 
 
 def capture() -> dict[str, Any]:
