@@ -68,7 +68,7 @@ def test_commands_and_python_of_the_proofs_run(section: str, tmp_path: Path) -> 
         )
         assert done.returncode == 0, done.stderr[-2000:]
         if "finetwo plan" in block:
-            assert "refused: a duplicate" in done.stdout and "--strict refuses it for 2 reasons" in done.stderr
+            assert "refused: 1 duplicate" in done.stdout and "--strict refuses it for 2 reasons" in done.stderr
             assert "MiB taken" in done.stderr and (tmp_path / "work" / "plan.html").is_file()
         if "certify(" in block:
             assert done.stdout.count("FAILED") == 4 and "FAILED  padding out of the loss: 5 of 5" in done.stdout

@@ -8,6 +8,9 @@ from tests.standins.models import fill_lora, random_network, tiny_config
 
 from finetwo.data.sequences import IGNORE
 from finetwo.insight.proof import Sample, prove, sample_of
+from finetwo.model.attend import Attend
+from finetwo.model.head import last_hidden
+from finetwo.model.loss import kept, summed_loss
 from finetwo.model.network import Network
 
 ROW = ([5, 9, 3, 14, 7, 2, 11], [IGNORE, IGNORE, IGNORE, 7, 2, 11, 60])
@@ -76,6 +79,19 @@ def test_a_loss_that_looks_outside_of_the_mask_fails(network: Network, monkeypat
     monkeypatch.setattr(network, "loss", smeared)
     found = prove(network, sample())
     assert not found["ok"] and found["gradient_change"] > 1e-4
+
+
+def test_the_least_gradient_outside_of_the_mask_fails(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor, attend: Attend) -> torch.Tensor:
+        hidden = network.hidden(tokens, positions, attend)
+        keep = kept(targets)
+        own = summed_loss(last_hidden(hidden, keep), targets.reshape(-1)[keep], network.head_weight)
+        return own + 1e-9 * hidden[0, 0].sum()
+
+    monkeypatch.setattr(network, "loss", leaking)
+    found = prove(network, sample())
+    assert found["loss_change"] < 1e-5 and found["gradient_change"] < 1e-5
+    assert 0 < found["outside_gradient"] < 1e-6 and not found["ok"]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -166,11 +166,8 @@ def _count(found: Certificate, record: Laid, told: Told) -> None:
         found.learned[role] += int(with_loss[i])
     # a separator between prompts is an end that must not be learned
     stray = int((record.learned & (told.roles == END) & (told.answer_of < 0)).sum())
-    for number, name in (
-        (PADDING, "padding out of the loss"),
-        (PROMPT, "prompt out of the loss"),
-        (HEADER, "header out of the loss"),
-    ):
+    for number in (PADDING, PROMPT, HEADER):
+        name = f"{ROLES[number]} out of the loss"
         extra = stray if number == PROMPT else 0
         found.check(name).count(int(with_loss[number]) + extra, record.where, int(every[number]))
     if every[OTHER]:

@@ -33,6 +33,8 @@ _OVERHEAD = 330 << 20
 _STATES = 18
 """Floats of the width that a layer keeps of each token for the way back, the four-fold ones counted four times."""
 _CHUNKS = 3 * 32 << 20
+_LATER = 24 << 20
+"""Bytes by which runs on a CPU were seen to grow after their first steps: checkpoints, listeners, gaps."""
 _DISK_SPEED = 250e6
 _GOLDEN = 0.618033988749895
 """Its multiples, whole parts left out, lie evenly between 0 and 1 however many there are."""
@@ -103,8 +105,8 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
     formula = _formula(network, learned, size, loader.batches(largest), device)
     evaluations = _times(config.eval_every, total, loader.steps_per_epoch) + 1 if validation is not None else 0
     saves = max(1, _times(config.save_every, total, loader.steps_per_epoch))
-    looked = _evaluation_seconds(network, validation, config) if validation is not None else 0.0
-    fixed, per_token, timed = _timed(network, loader, config, largest, sizes)
+    taken = _timed(network, loader, config, largest, sizes, validation)
+    fixed, per_token, looked = taken.fixed, taken.per_token, taken.evaluation
     checkpoint = 12 * learned
     folders = (4 * size if network.lora is None else 4 * learned) * (2 if validation is not None else 1)
     seconds = total * fixed + read * per_token + evaluations * looked
@@ -122,9 +124,9 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
         seconds=seconds,
         step_seconds=step,
         tokens_per_second=read / total / step,
-        timed_steps=timed,
+        timed_steps=taken.steps,
         evaluation_seconds=looked,
-        memory_bytes=peak_bytes(device),
+        memory_bytes=peak_bytes(device) + (_LATER if device.type == "cpu" else 0),
         memory_formula=formula,
         device=str(device),
     )
@@ -153,10 +155,25 @@ def _formula(network: Network, learned: int, size: int, batches: list[Batch], de
     return floats + head + (_OVERHEAD if device.type == "cpu" else 0)
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """Seconds a step beside its tokens, a token, and an evaluation; and how many steps that was told from."""
+
+    fixed: float
+    per_token: float
+    evaluation: float
+    steps: int
+
+
 def _timed(
-    network: Network, loader: Loader, config: TrainConfig, largest: int, sizes: list[int]
-) -> tuple[float, float, int]:
-    """Return seconds a step beside its tokens, seconds a token, and how many steps that was told from.
+    network: Network,
+    loader: Loader,
+    config: TrainConfig,
+    largest: int,
+    sizes: list[int],
+    validation: Sequences | None,
+) -> _Taken:
+    """Take some steps, and a part of an evaluation.
 
     The largest step comes first, to make the room that the others need; those that are timed are of all sizes.
     """
@@ -179,7 +196,8 @@ def _timed(
     tokens, seconds = sum(t for t, _ in taken), sum(s for _, s in taken)
     fixed = min(_update_seconds(optimizer, network), seconds / len(taken) / 2)
     optimizer.zero_grad()
-    return fixed, max(1e-12, (seconds - len(taken) * fixed) / max(1, tokens)), len(taken)
+    looked = _evaluation_seconds(network, validation, config) if validation is not None else 0.0
+    return _Taken(fixed, max(1e-12, (seconds - len(taken) * fixed) / max(1, tokens)), looked, len(taken))
 
 
 def _evaluation_seconds(network: Network, validation: Sequences, config: TrainConfig) -> float:

@@ -34,16 +34,14 @@ def page(plan: Mapping[str, Any]) -> str:
     verdict = _status(strict["ok"], "--strict would pass", "--strict would refuse this data")
     parts = [
         f"<h1>Plan: {_text(plan['task'])} on {_text(plan['data'])}</h1><p>{verdict}</p>",
-        _section("Detected", "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in plan["said"]) + "</ul>"),
+        _section("Detected", _list(plan["said"])),
         _section("Findings", _findings(plan["findings"], plan["notes"])),
         _section("Counts", _bars(plan["counts"])),
         _section("Lengths", _bars(plan["lengths"])) if plan["lengths"] else "",
         *(_section(f"Classes: {name}", _bars(part)) for name, part in plan["labels"].items()),
         _section("Loss-coverage certificate", _certificate(plan["certificate"])),
         _section("Samples", _samples(plan["samples"])),
-        _section(
-            "Estimate", "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in plan["estimate"]["words"]) + "</ul>"
-        ),
+        _section("Estimate", _list(plan["estimate"]["words"])),
     ]
     head = f'<meta charset="utf-8"><title>Plan: {_text(plan["data"])}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
@@ -60,6 +58,10 @@ def _section(title: str, body: str) -> str:
 
 def _status(ok: bool, good: str, bad: str) -> str:
     return f'<span class="ok">{escape(good)}</span>' if ok else f'<span class="bad">{escape(bad)}</span>'
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in lines) + "</ul>"
 
 
 def _bars(counts: Mapping[str, int]) -> str:
