@@ -169,7 +169,8 @@ class Network(nn.Module):
                 )
             if not tensor.is_floating_point():
                 raise InputError(where, f"tensor {name} must hold floating-point numbers", str(tensor.dtype))
-            bad = int((~torch.isfinite(tensor)).sum())
+            parts = tensor.reshape(-1).split(1 << 22)  # the check of a whole embedding would need twice its memory
+            bad = sum(int((~torch.isfinite(part)).sum()) for part in parts)
             if bad:
                 raise InputError(
                     where,

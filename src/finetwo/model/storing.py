@@ -12,6 +12,7 @@ from torch import nn
 
 from finetwo.core.errors import InputError
 from finetwo.model.int8_base import Int8Linear
+from finetwo.model.linear import Linear
 from finetwo.model.lora import linears
 from finetwo.model.nf4 import NF4Linear
 from finetwo.model.stored import StoredLinear, stored_linears
@@ -30,8 +31,10 @@ def store_blocks(network: nn.Module, kind: str) -> int:
     there = {m.kind for m in stored_linears(network).values()}
     if there:
         raise InputError("--quantize", f"the base is stored as {', '.join(there)} already", kind, "load the base anew")
-    found = linears(network)
-    for name, linear in found.items():
+    names = list(linears(network))  # names only: a full weight goes as soon as it is stored
+    for name in names:
         parent, _, last = name.rpartition(".")
+        linear = network.get_submodule(name)
+        assert isinstance(linear, Linear)
         setattr(network.get_submodule(parent), last, KINDS[kind].of(linear))
-    return len(found)
+    return len(names)

@@ -52,7 +52,7 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
             if kind == "adapter":
                 save_adapter(temporary, opened.network, opened.tokenizer, opened.extras)
             else:
-                extras = replace(opened.extras, base=None, base_sha256=None)
+                extras = replace(opened.extras, base=None, base_sha256=None, quantize=None)
                 save_model(temporary, opened.network, opened.tokenizer, extras, _DTYPES[dtype])
             if out.exists():
                 out.rmdir()

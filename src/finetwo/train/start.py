@@ -25,7 +25,7 @@ from finetwo.store.hub import resolve
 from finetwo.store.models import open_model
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
-from finetwo.train.memory import check_memory
+from finetwo.train.memory import check_memory, give_memory_back
 
 Say = Callable[[str], None]
 
@@ -136,6 +136,7 @@ def quantise_base(config: TrainConfig, network: Network, say: Say) -> None:
     """Quantise the block matrices as the settings ask; the network remembers its digest in full precision."""
     if config.quantize == "none" or network.stored is not None:
         return
+    give_memory_back()
     before, sha256 = weight_bytes(network), base_digest(network)
     count = store_blocks(network, config.quantize)
     network.stored = Stored(config.quantize, sha256)
