@@ -51,13 +51,13 @@ def test_stopped_and_resumed_is_bit_identical(base: Path, data: Path, tmp_path: 
     assert losses(run) == losses(whole)
 
 
-@EVERY
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bit_identical(base: Path, data: Path, tmp_path: Path, zygote: Zygote, kind: str) -> None:
-    words = ["train", data, "--model", base, "--template", "plain", "--batch_size", "2", "--max_steps", "9"]
+    words = ["train", data, "--model", base, "--template", "plain", "--batch_size", "2", "--max_steps", "6"]
     words += ["--lora.rank", "4", "--lora.dropout", "0.2", "--quantize", kind, "--save_every", "2", "--out"]
     whole = zygote.run([*words, tmp_path / "whole"])
     assert whole.code == 0, whole.said
-    killed = zygote.run([*words, tmp_path / "run"], signal.SIGKILL, steps=5)
+    killed = zygote.run([*words, tmp_path / "run"], signal.SIGKILL, steps=3)
     assert killed.code == -signal.SIGKILL and list_checkpoints(tmp_path / "run")
     again = zygote.run([*words, tmp_path / "run"])
     assert again.code == 0 and "resuming after step" in again.said
@@ -125,8 +125,7 @@ def test_export_says_what_lies_between_the_two_bases(
     assert not any("stored as" in line for line in plain)
 
 
-@EVERY
-@pytest.mark.parametrize("precision", ["bf16", "bf16-true"])
+@pytest.mark.parametrize(("kind", "precision"), [("nf4", "bf16"), ("nf4", "bf16-true"), ("int8", "bf16")])
 def test_every_precision_learns(base: Path, data: Path, tmp_path: Path, kind: str, precision: str) -> None:
     for quantize in ("none", kind):
         out = tmp_path / quantize
@@ -155,6 +154,7 @@ def test_the_embedded_base_answers_nearly_as_before(monkeypatch: pytest.MonkeyPa
     probe = probe_tokens(model.tokenizer, model.network.config.n_positions)
     if "inputs" in how:
         monkeypatch.setattr(Int8Linear, "product", Int8Linear.integer_product)
+        probe = probe[:2]  # without VNNI this product is slow
     with torch.no_grad():
         before = model.network(probe)
         stored = copy.deepcopy(model.network)

@@ -87,6 +87,7 @@ OURS: dict[str, str] = {
     "do_lora": "--lora.rank",
     "use_peft": "--lora.rank",
     **dict.fromkeys(("load_in_4bit", "qlora", "use_qlora"), "--quantize nf4"),
+    "lora": "--lora.rank",
     "load_in_8bit": "--quantize int8",
     "quantization": "--quantize",
     "prompt_style": "--template",
