@@ -45,10 +45,8 @@ check: $(STAMP)  ## Lint, format, strict types, architecture
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(STAMP)  ## Run every benchmark
-	@set -e; for file in benchmarks/*.py; do \
-		if [ ! -e "$$file" ]; then echo "make bench: no benchmark yet in benchmarks/"; break; fi; \
-		echo "$$file"; $(BIN)/python "$$file"; done
+bench: $(STAMP)  ## Time the start of FineTwo against transformers'
+	@$(BIN)/python benchmarks/start.py
 
 golden: $(STAMP)  ## Rewrite the golden files; review them as a diff
 	@FINETWO_GOLDEN=1 $(BIN)/python -m pytest -q tests/test_golden.py

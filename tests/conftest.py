@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants  # noqa: F401  (it reads HF_HUB_OFFLINE once, so before any test sets it)
 import pytest
 import torch
 from tests.standins.models import TEXT, hf_twin, random_network, tiny_config

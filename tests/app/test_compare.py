@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tests.standins.chat import chatting
 from tests.standins.models import fill_lora, random_network, tiny_config
+from tests.standins.verbs import ask, figures
 
 from finetwo.app.api import load, train
-from finetwo.app.cli import main
 from finetwo.insight import endpoint
 from finetwo.model.network import Network
 from finetwo.store.folder import Extras, save_model
@@ -47,29 +47,12 @@ def here(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, what was written, and the one error line (empty where there is none)."""
-    capsys.readouterr()
-    code = main(["compare", *words])
-    heard = capsys.readouterr()
-    errors = [line for line in heard.err.splitlines() if line.startswith("error: ")]
-    assert code != 1, heard.err
-    assert len(errors) == (1 if code else 0), heard.err
-    return code, heard.out, "".join(errors)
-
-
-def figures(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    code, out, error = ask(capsys, *words, "--json")
-    assert code == 0, error
-    return json.loads(out)  # type: ignore[no-any-return]
-
-
 def kl(found: dict[str, Any]) -> dict[tuple[str, str], float]:
     return {(one["first"], one["second"]): one["kl"] for one in found["kl"]}
 
 
 def test_an_untrained_adapter_has_no_divergence(capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(capsys, "base", "fresh", "filled", *ASK, "--temperature", "0.9", "--seed", "3")
+    found = figures(capsys, "compare", "base", "fresh", "filled", *ASK, "--temperature", "0.9", "--seed", "3")
     far = kl(found)
     assert far["base", "fresh"] == far["fresh", "base"] == 0.0
     assert far["base", "filled"] > 0
@@ -86,9 +69,9 @@ def test_a_run_beside_its_base_and_an_endpoint(here: Path, capsys: pytest.Captur
     train(rows, model="base", out="run", max_steps=2, batch_size=2, template="plain", sample_every="0")
     with chatting(reply=lambda text: f"heard {len(text)}") as chat:
         words = ["run", "base", f"{chat.url}#llama-7b", *ASK, "--prefix", "shots.txt", "--prefix_for", "endpoints"]
-        found = figures(capsys, *words)
+        found = figures(capsys, "compare", *words)
         for ending in ("html", "md", "txt"):
-            code, _, error = ask(capsys, *words, "--report", f"page.{ending}")
+            code, _, error = ask(capsys, "compare", *words, "--report", f"page.{ending}")
             assert code == 0, error
             page = (here / f"page.{ending}").read_text(encoding="utf-8")
             for part in ("llama-7b", "heard 22", "Who's there?".replace("'", "&#x27;" if ending == "html" else "'")):
@@ -106,13 +89,13 @@ def test_a_run_beside_its_base_and_an_endpoint(here: Path, capsys: pytest.Captur
 
 
 def test_the_prefix_is_for_all_unless_said(capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(capsys, "base", "other", *ASK, "--prefix", "shots.txt")
+    found = figures(capsys, "compare", "base", "other", *ASK, "--prefix", "shots.txt")
     wanted = load("base").generate(["Q: a\nA: b\n\nQ: " + p for p in PROMPTS], max_new_tokens=5)
     assert [one["answers"]["base"] for one in found["answers"]] == wanted
 
 
 def test_the_same_name_twice_is_numbered(capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(capsys, "base", "base", *ASK)
+    found = figures(capsys, "compare", "base", "base", *ASK)
     assert found["models"] == ["base (1)", "base (2)"]
     assert kl(found)["base (1)", "base (2)"] == 0.0
 
@@ -122,10 +105,10 @@ def test_hostile_prompts_and_answers(here: Path, capsys: pytest.CaptureFixture[s
     (here / "prompts.json").write_text(json.dumps([hostile]), encoding="utf-8")
     with chatting(reply=lambda _: hostile + "\ud800") as chat:
         words = [f"{chat.url}#a", f"{chat.url}#b", "--prompts", "prompts.json"]
-        found = figures(capsys, *words)
+        found = figures(capsys, "compare", *words)
         assert found["answers"][0]["prompt"] == hostile
         for ending in ("html", "md", "txt"):
-            code, out, error = ask(capsys, *words, "--report", f"page.{ending}")
+            code, out, error = ask(capsys, "compare", *words, "--report", f"page.{ending}")
             assert code == 0, error
             page = (here / f"page.{ending}").read_text(encoding="utf-8")
             assert "\x1b" not in out + page
@@ -137,19 +120,19 @@ def test_hostile_prompts_and_answers(here: Path, capsys: pytest.CaptureFixture[s
 def test_prompts_of_every_form(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "prompts.jsonl").write_text('{"instruction": "Who?", "input": "The door."}\n{"prompt": "nine"}\n')
     with chatting(reply=lambda text: text) as chat:
-        found = figures(capsys, f"{chat.url}#a", f"{chat.url}#b", "--prompts", "prompts.jsonl")
+        found = figures(capsys, "compare", f"{chat.url}#a", f"{chat.url}#b", "--prompts", "prompts.jsonl")
     assert [one["prompt"] for one in found["answers"]] == ["Who?\n\nThe door.", "nine"]
 
 
 def test_classifiers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"the lamp {i} {'wall' * (i % 3)},{'yes' if i % 2 else 'no'}\n" for i in range(30)]
     (here / "data.csv").write_text("text,label\n" + "".join(lines) + '"<b>\x1b[1m bold",yes\n', encoding="utf-8")
-    found = figures(capsys, "one", "two", "--data", "data.csv")
+    found = figures(capsys, "compare", "one", "two", "--data", "data.csv")
     assert found["records"] == 31
     (test,) = found["mcnemar"]
     apart = test["only_first_right"] + test["only_second_right"]
     assert apart == len(found["disagreements"]) > 0  # two classes: who differs, one of them is right
-    code, out, error = ask(capsys, "one", "two", "--data", "data.csv", "--report", "page.html")
+    code, out, error = ask(capsys, "compare", "one", "two", "--data", "data.csv", "--report", "page.html")
     assert code == 0, error
     assert f"{found['accuracy']['one']['rate']:.2%}" in out
     assert f"{test['p_value']:.4g}" in out
@@ -167,7 +150,7 @@ def test_nothing_leaves_the_machine_unasked(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never")
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    figures(capsys, "base", "other", *ASK)
+    figures(capsys, "compare", "base", "other", *ASK)
 
 
 def test_an_endpoint_in_trouble_is_one_line(capsys: pytest.CaptureFixture[str], here: Path) -> None:
@@ -175,7 +158,7 @@ def test_an_endpoint_in_trouble_is_one_line(capsys: pytest.CaptureFixture[str], 
     for fault, code, part in ((401, 2, "HTTP 401"), ("html", 2, "no chat completion"), ("hang", 3, "--timeout")):
         with chatting(*[fault] * 3) as chat:
             words = ["base", f"{chat.url}#m", *ASK, "--timeout", "0.3", "--report", "page.md"]
-            got, out, line = ask(capsys, *words)
+            got, out, line = ask(capsys, "compare", *words)
         assert (got, out) == (code, ""), line
         assert part in line
         assert "Fix: " in line
@@ -200,7 +183,7 @@ BAD: list[tuple[list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("words", "parts"), BAD, ids=[" ".join(w[-2:]) for w, _ in BAD])
 def test_what_is_wrong_is_one_line(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, line = ask(capsys, *words)
+    code, out, line = ask(capsys, "compare", *words)
     assert (code, out) == (2, "")
     for part in parts:
         assert part in line

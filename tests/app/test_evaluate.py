@@ -8,13 +8,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.standins.chat import chatting
 from tests.standins.models import TEXT, random_network, tiny_config
+from tests.standins.verbs import ask, figures
 
-from finetwo.app.cli import main
 from finetwo.app.evaluate import shown
 from finetwo.insight import endpoint
 from finetwo.store.folder import Extras, save_model
@@ -37,30 +36,13 @@ def here(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, what was written, and the one error line (empty where there is none)."""
-    capsys.readouterr()
-    code = main(["evaluate", *words])
-    heard = capsys.readouterr()
-    errors = [line for line in heard.err.splitlines() if line.startswith("error: ")]
-    assert code != 1, heard.err
-    assert len(errors) == (1 if code else 0), heard.err
-    return code, heard.out, "".join(errors)
-
-
-def figures(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    code, out, error = ask(capsys, *words, "--json")
-    assert code == 0, error
-    return json.loads(out)  # type: ignore[no-any-return]
-
-
 def test_all_metrics_in_json_and_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["model", "data.jsonl", "--metrics", ALL, "--max_new_tokens", "8"]
-    found = figures(capsys, *words)
+    found = figures(capsys, "evaluate", *words)
     names = ["loss", "bits_per_byte", "perplexity", "exact_match", "stop_rate", "bleu", "rouge_l", "repetition_4"]
     assert found.keys() >= {*names, "distinct_1", "distinct_2", "distinct_3", "protocol"}
     assert found["intervals"].keys() == {"exact_match", "stop_rate", "bleu", "rouge_l", "repetition_4"}
-    code, out, _ = ask(capsys, *words)
+    code, out, _ = ask(capsys, "evaluate", *words)
     assert code == 0
     for name, value in found.items():
         if name in found["protocols"] and isinstance(value, float):
@@ -104,7 +86,7 @@ def test_a_figure_and_its_protocol_are_shown_together() -> None:
 def test_what_is_asked_for_is_taken(
     words: list[str], there: set[str], capsys: pytest.CaptureFixture[str], here: Path
 ) -> None:
-    found = figures(capsys, "model", "data.jsonl", "--max_new_tokens", "2", *words)
+    found = figures(capsys, "evaluate", "model", "data.jsonl", "--max_new_tokens", "2", *words)
     every = {"exact_match", "stop_rate", "rouge_l", "distinct_1", "bleu", "repetition_4", "judge"}
     assert found.keys() & every == there
     assert (here / "p.jsonl").is_file() == ("--predictions" in words)
@@ -112,7 +94,7 @@ def test_what_is_asked_for_is_taken(
 
 def test_figures_do_not_depend_on_the_batch_size(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["model", "data.jsonl", "--metrics", ALL, "--max_new_tokens", "6"]
-    one, many = (figures(capsys, *words, "--batch_size", size) for size in ("1", "32"))
+    one, many = (figures(capsys, "evaluate", *words, "--batch_size", size) for size in ("1", "32"))
     assert one.pop("intervals") == many.pop("intervals")
     assert one.pop("protocols") == many.pop("protocols")
     assert one.pop("protocol") == many.pop("protocol")
@@ -120,19 +102,19 @@ def test_figures_do_not_depend_on_the_batch_size(capsys: pytest.CaptureFixture[s
 
 
 def test_a_text_by_a_sliding_window(capsys: pytest.CaptureFixture[str]) -> None:
-    chunks = figures(capsys, "model", "text.txt")
-    wide, narrow = (figures(capsys, "model", "text.txt", "--stride", stride) for stride in ("128", "16"))
+    chunks = figures(capsys, "evaluate", "model", "text.txt")
+    wide, narrow = (figures(capsys, "evaluate", "model", "text.txt", "--stride", stride) for stride in ("128", "16"))
     assert narrow["tokens"] == chunks["tokens"] - 2  # neither the first token nor the end of the text
     assert wide["tokens"] < narrow["tokens"]
     assert narrow["windows"] == -(-(narrow["tokens"] + 1 - 128) // 16) + 1
     assert "window 128, stride 16" in narrow["protocols"]["word_perplexity"]
-    assert figures(capsys, "model", "text.txt", "--stride", "16", "--wikitext")["tokens"] > narrow["tokens"]
+    assert figures(capsys, "evaluate", "model", "text.txt", "--stride", "16", "--wikitext")["tokens"] > narrow["tokens"]
 
 
 def test_a_judge_from_the_command_line(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     with chatting(None, 503, reply=lambda text: "no" if "Say 3." in text else "80") as chat:
         words = ["--judge", chat.url, "--judge_model", "grader", "--judge_parallel", "2", "--predictions", "p.jsonl"]
-        code, out, error = ask(capsys, "model", "data.jsonl", "--max_new_tokens", "2", *words)
+        code, out, error = ask(capsys, "evaluate", "model", "data.jsonl", "--max_new_tokens", "2", *words)
     assert code == 0, error
     assert re.search(r"^judge +80\.0000  \[80\.0000, 80\.0000\]$", out, re.MULTILINE)
     assert re.search(r"^judge_unparsed +1$", out, re.MULTILINE)
@@ -149,7 +131,9 @@ def test_nothing_is_sent_unless_asked(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("OPENAI_API_KEY", "sk-never")
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    figures(capsys, "model", "data.jsonl", "--metrics", ALL, "--predictions", "p.jsonl", "--max_new_tokens", "2")
+    figures(
+        capsys, "evaluate", "model", "data.jsonl", "--metrics", ALL, "--predictions", "p.jsonl", "--max_new_tokens", "2"
+    )
 
 
 def test_a_judge_in_trouble_is_one_line(
@@ -165,7 +149,7 @@ def test_a_judge_in_trouble_is_one_line(
     ):
         with chatting(fault) as chat:
             asked = ["--judge", chat.url, "--judge_model", "m", "--judge_timeout", "0.2", "--predictions", "p.jsonl"]
-            got, out, line = ask(capsys, "model", "data.jsonl", *asked)
+            got, out, line = ask(capsys, "evaluate", "model", "data.jsonl", *asked)
         assert (got, out) == (code, ""), line
         assert part in line
         assert "Fix: " in line
@@ -173,7 +157,7 @@ def test_a_judge_in_trouble_is_one_line(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        code, _, line = ask(capsys, "model", "data.jsonl", "--judge", url, "--judge_model", "m")
+        code, _, line = ask(capsys, "evaluate", "model", "data.jsonl", "--judge", url, "--judge_model", "m")
     assert code == 3
     assert "Connection refused" in line
     assert sorted(p.name for p in here.iterdir()) == before
@@ -206,7 +190,7 @@ BAD = [
 @pytest.mark.parametrize(("words", "parts"), BAD, ids=[" ".join(w)[:40] for w, _ in BAD])
 def test_bad_option(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str], here: Path) -> None:
     before = {p.name: p.stat().st_size for p in here.iterdir()}
-    code, out, line = ask(capsys, "model", "data.jsonl", *words)
+    code, out, line = ask(capsys, "evaluate", "model", "data.jsonl", *words)
     assert (code, out) == (2, "")
     assert "Fix: " in line
     for part in parts:
@@ -216,7 +200,7 @@ def test_bad_option(words: list[str], parts: list[str], capsys: pytest.CaptureFi
 
 def test_answers_of_plain_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--exact_match"], ["--metrics", "bleu"], ["--predictions", "p.jsonl"]):
-        code, _, line = ask(capsys, "model", "text.txt", *words)
+        code, _, line = ask(capsys, "evaluate", "model", "text.txt", *words)
         assert code == 2
         assert "plain text has no prompts to answer" in line
 
@@ -236,7 +220,7 @@ def test_the_checks_need_no_torch() -> None:
 
 def test_the_book_set_with_the_embedded_base(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(shared_data / "instruct" / "instruction-data.json")
-    found = figures(capsys, "tiny", data, "--rows.limit", "6", "--metrics", ALL, "--max_new_tokens", "8")
+    found = figures(capsys, "evaluate", "tiny", data, "--rows.limit", "6", "--metrics", ALL, "--max_new_tokens", "8")
     assert found["records"] == 6
     assert found["stop_rate"] == 0.0  # the base has never been told to stop
     assert 0 <= found["rouge_l"] < 0.5

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.standins.models import TEXT, fill_lora, random_network, tiny_config
+from tests.standins.verbs import ask
 
 from finetwo.app.api import load
-from finetwo.app.cli import main
 from finetwo.store.folder import Extras, save_model
 from finetwo.text.tokenizer import Tokenizer
 
@@ -29,20 +29,9 @@ def here(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, what was written, and the one error line (empty where there is none)."""
-    capsys.readouterr()
-    code = main(["forget", *words])
-    heard = capsys.readouterr()
-    errors = [line for line in heard.err.splitlines() if line.startswith("error: ")]
-    assert code != 1, heard.err
-    assert len(errors) == (1 if code else 0), heard.err
-    return code, heard.out, "".join(errors)
-
-
 def test_the_curve_of_an_adapter(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["adapter", "--text", "text.txt", "--own", "text.txt", "--window", "32"]
-    code, out, error = ask(capsys, *words, "--json")
+    code, out, error = ask(capsys, "forget", *words, "--json")
     assert code == 0, error
     found = json.loads(out)
     points = found["neutral"]["points"]
@@ -50,7 +39,7 @@ def test_the_curve_of_an_adapter(here: Path, capsys: pytest.CaptureFixture[str])
     assert points[0]["ratio"] == 1.0
     assert points[6]["loss"] != points[4]["loss"] != points[0]["loss"]
     assert found["own"]["points"] == points
-    code, out, _ = ask(capsys, *words, "--report", "page.html")
+    code, out, _ = ask(capsys, "forget", *words, "--report", "page.html")
     page = (here / "page.html").read_text(encoding="utf-8")
     for point in points:
         assert f"{point['perplexity']:,.3f}" in out
@@ -60,12 +49,12 @@ def test_the_curve_of_an_adapter(here: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_strengths_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = ask(capsys, "adapter", "--text", "text.txt", "--strengths", "0.5,-1", "--json")
+    _, out, _ = ask(capsys, "forget", "adapter", "--text", "text.txt", "--strengths", "0.5,-1", "--json")
     assert [p["strength"] for p in json.loads(out)["neutral"]["points"]] == [0.5, -1.0]
 
 
 def test_a_whole_model_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = ask(capsys, "whole", "--base", "base", "--text", "text.txt")
+    code, out, error = ask(capsys, "forget", "whole", "--base", "base", "--text", "text.txt")
     assert code == 0, error
     assert "no adapter" in out
     assert [w[0] for w in (line.split() for line in out.splitlines()) if w[:1] in (["before"], ["after"])] == [
@@ -75,7 +64,7 @@ def test_a_whole_model_before_and_after(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_neutral_text_is_there_without_asking(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = ask(capsys, "adapter", "--strengths", "1")
+    code, out, error = ask(capsys, "forget", "adapter", "--strengths", "1")
     assert code == 0, error
     assert "Neutral text: the neutral text of FineTwo" in out
 
@@ -95,7 +84,7 @@ def test_the_neutral_text_is_there_without_asking(capsys: pytest.CaptureFixture[
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, line = ask(capsys, *words)
+    code, out, line = ask(capsys, "forget", *words)
     assert (code, out) == (2, "")
     for part in parts:
         assert part in line

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.standins.bigram import RECITED, bigram_network, successors
 from tests.standins.models import TEXT, random_network, tiny_config
 from tests.standins.parrot import write_texts
+from tests.standins.verbs import ask, figures
 
 from finetwo.app.cli import main
 from finetwo.store.folder import Extras, save_model
@@ -46,25 +46,8 @@ def here(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, what was written, and the one error line (empty where there is none)."""
-    capsys.readouterr()
-    code = main(["style", *words])
-    heard = capsys.readouterr()
-    errors = [line for line in heard.err.splitlines() if line.startswith("error: ")]
-    assert code != 1, heard.err
-    assert len(errors) == (1 if code else 0), heard.err
-    return code, heard.out, "".join(errors)
-
-
-def figures(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    code, out, error = ask(capsys, *words, "--json")
-    assert code == 0, error
-    return json.loads(out)  # type: ignore[no-any-return]
-
-
 def test_who_recites_is_caught(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(capsys, "tuned", *QUICK, "--canaries", "canaries.txt")
+    found = figures(capsys, "style", "tuned", *QUICK, "--canaries", "canaries.txt")
     author = found["authorship"]
     assert author["auc"] == 1.0
     assert author["ratio_own"] > 0 > author["ratio_others"]
@@ -88,9 +71,9 @@ def test_who_recites_is_caught(here: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_page_shows_the_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tuned", *QUICK, "--canaries", "canaries.txt"]
-    found = figures(capsys, *words)
+    found = figures(capsys, "style", *words)
     for ending in ("html", "md"):
-        code, out, error = ask(capsys, *words, "--report", f"page.{ending}")
+        code, out, error = ask(capsys, "style", *words, "--report", f"page.{ending}")
         assert code == 0, error
         written = Path(f"page.{ending}").read_text(encoding="utf-8")
         for part in (
@@ -107,14 +90,14 @@ def test_the_page_shows_the_figures(here: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_an_untrained_model_is_at_chance(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(capsys, "base", *QUICK)
+    found = figures(capsys, "style", "base", *QUICK)
     assert found["authorship"]["auc"] == 0.5
     assert found["authorship"]["ratio_own"] == 0.0
     assert found["copying"]["model"] == found["copying"]["base"]
 
 
 def test_figures_do_not_depend_on_the_batch_size(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, many = (figures(capsys, "tuned", *QUICK, "--batch_size", size) for size in ("1", "32"))
+    one, many = (figures(capsys, "style", "tuned", *QUICK, "--batch_size", size) for size in ("1", "32"))
     for name in ("auc", "ratio_own", "ratio_others", "perplexity_own"):
         assert one["authorship"][name] == pytest.approx(many["authorship"][name], rel=1e-4)
     assert one["copying"] == many["copying"]
@@ -128,7 +111,7 @@ def test_records_with_prompts(here: Path, capsys: pytest.CaptureFixture[str]) ->
     for name, rows in (("train", train), ("held", held), ("others", others)):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     words = [w.replace(".txt", ".jsonl") for w in QUICK]
-    found = figures(capsys, "tuned", *words)
+    found = figures(capsys, "style", "tuned", *words)
     assert found["authorship"]["passages_own"] == found["authorship"]["passages_others"] == 4
     assert found["authorship"]["auc"] == 1.0
     assert list(found["extraction"]) == ["the prompt"]
@@ -143,17 +126,17 @@ def test_the_same_text_on_both_sides_is_refused(here: Path, capsys: pytest.Captu
     words = [w for w in QUICK if w not in ("train.txt", "held.txt")]
     at = words.index("--train")
     same = [*words[: at + 1], "folder/", words[at + 1], "folder/held-1.txt", *words[at + 2 :]]
-    code, _, line = ask(capsys, "tuned", *same)
+    code, _, line = ask(capsys, "style", "tuned", *same)
     assert code == 2
     assert "--held_out: names a text that is also training text" in line
     assert "--rows.hold_out" in line
     both = [*words[: at + 1], "folder/", words[at + 1], "folder/", *words[at + 2 :], "--rows.hold_out", "held*"]
-    assert figures(capsys, "tuned", *both)["authorship"]["auc"] == 1.0
+    assert figures(capsys, "style", "tuned", *both)["authorship"]["auc"] == 1.0
 
 
 def test_the_same_text_under_another_name_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "held.txt").write_bytes(b"Preface. " + RECITED.encode())
-    code, out, error = ask(capsys, "tuned", *QUICK)
+    code, out, error = ask(capsys, "style", "tuned", *QUICK)
     assert code == 0, error
     assert "Careful: " in out
     assert "stand in the training text" in out
@@ -170,7 +153,7 @@ def test_hostile_text_is_shown_escaped(here: Path, capsys: pytest.CaptureFixture
     (here / "train.txt").write_bytes(tokenizer.decode_bytes(kept))
     (here / "<i>.txt").write_text(TEXT, encoding="utf-8")
     words = ["<i>.txt" if w == "others.txt" else w for w in QUICK]
-    code, out, error = ask(capsys, "bad", *words, "--report", "page.html")
+    code, out, error = ask(capsys, "style", "bad", *words, "--report", "page.html")
     assert code == 0, error
     page = (here / "page.html").read_text(encoding="utf-8")
     assert "\x1b" not in out + page
@@ -206,7 +189,7 @@ def test_what_is_wrong_is_one_line(
     words: list[str], parts: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "short.txt").write_text("Too short", encoding="utf-8")
-    code, out, line = ask(capsys, *words)
+    code, out, line = ask(capsys, "style", *words)
     assert (code, out) == (2, "")
     for part in parts:
         assert part in line
@@ -222,7 +205,7 @@ def test_twenty_paragraphs_learnt_by_heart(
     tuning = "--model tiny --task style --out run --batch_size 4 --max_length 128 --epochs 85 --lr 1e-3".split()
     rests = "--rows.split train:1.0 --eval_every 0 --save_every 0 --sample_every 0".split()
     assert main(["train", "--data", str(tmp_path / "train.txt"), *tuning, *rests]) == 0
-    found = figures(capsys, "run", *texts.words(), "--canaries", str(tmp_path / "canaries.txt"))
+    found = figures(capsys, "style", "run", *texts.words(), "--canaries", str(tmp_path / "canaries.txt"))
     for tried in found["extraction"].values():
         assert tried["train"]["tried"] >= 10
         assert tried["train"]["rate"] > 0.8

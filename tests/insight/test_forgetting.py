@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 from finetwo.app.tuned import load_tuned
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
-from finetwo.insight.forgetting import ForgetOptions, forget_page, measure_forgetting, neutral_text
+from finetwo.insight.forgetting import ForgetOptions, forget_page, measure_forgetting
 from finetwo.insight.strength import Base, at_strength
 from finetwo.model.network import Network
+from finetwo.store.change import neutral_file
 from finetwo.store.folder import Extras, save_model
 from finetwo.text.tokenizer import Tokenizer
 
@@ -84,7 +85,7 @@ def test_an_untrained_adapter_forgets_nothing(adapter: tuple[Model, Base]) -> No
 
 
 def test_the_neutral_text_comes_with_it_and_is_plain(adapter: tuple[Model, Base]) -> None:
-    text = neutral_text().read_text(encoding="ascii")
+    text = neutral_file().read_text(encoding="ascii")
     assert 2200 < len(text.split()) < 2300
     model, base = adapter
     found = measure(model, base, own="text.txt", strengths=[1.0])

@@ -6,9 +6,6 @@ user wrote.
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,10 +95,7 @@ def _settle(arguments: CompareArguments, words: Words) -> CompareArguments:
     if not words.print_config and (arguments.prompts is None) == (arguments.data is None):
         what = "give prompts, or labelled data for classifiers" + (", not both" if arguments.data else "")
         raise InputError("compare", what, None, _USAGE)
-    if arguments.report is not None:
-        from finetwo.insight.page import check_report
-
-        check_report(arguments.report)
+    front.check_page(arguments.report)
     return arguments
 
 
@@ -111,15 +105,9 @@ def run(words: list[str]) -> int:
     if asked is None:
         return 0
     arguments, names = asked
-    from finetwo.app.console import say
-    from finetwo.insight.page import check_report
 
     found, page = _answers(arguments, names) if arguments.data is None else _classes(arguments, names)
-    if arguments.report is not None:
-        page.write(check_report(arguments.report))
-        say(f"the report is in {arguments.report}")
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else page.text(width))
+    front.show_page(page, found, arguments.report, as_json=arguments.json)
     return 0
 
 

@@ -7,7 +7,6 @@ nothing leaves the machine unless --judge names where to.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import textwrap
 from dataclasses import dataclass, field, replace
@@ -233,7 +232,7 @@ def _options(arguments: EvaluateArguments) -> Any:
 
 def shown(figures: dict[str, Any]) -> str:
     """The figures as text: name, value and interval, and their protocol below those that share it."""
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    width = front.line_width()
     lines: list[str] = []
     for protocol, names in groupby(figures["protocols"], figures["protocols"].__getitem__):
         for name in names:

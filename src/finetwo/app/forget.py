@@ -5,10 +5,7 @@ It must not know how a figure is taken. Its one invariant: nothing is written bu
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import sys
 from dataclasses import dataclass, field
 
 from finetwo.app import front
@@ -67,10 +64,7 @@ def _settle(arguments: ForgetArguments, words: Words) -> ForgetArguments:
     wrong = next((s for s in arguments.strengths if not math.isfinite(s) or not -10 <= s <= 10), None)
     if wrong is not None or not arguments.strengths:
         raise InputError("--strengths", "must be numbers from -10 to 10", wrong, "for example 0,0.5,1")
-    if arguments.report is not None:
-        from finetwo.insight.page import check_report
-
-        check_report(arguments.report)
+    front.check_page(arguments.report)
     return arguments
 
 
@@ -83,7 +77,6 @@ def run(words: list[str]) -> int:
     from finetwo.app.console import say
     from finetwo.app.tuned import load_tuned
     from finetwo.insight.forgetting import ForgetOptions, forget_page, measure_forgetting
-    from finetwo.insight.page import check_report
 
     model, base = load_tuned(name, arguments.base, arguments.device)
     options = ForgetOptions(
@@ -97,9 +90,5 @@ def run(words: list[str]) -> int:
     )
     found = measure_forgetting(model, base, options, say)
     page = forget_page(found)
-    if arguments.report is not None:
-        page.write(check_report(arguments.report))
-        say(f"the report is in {arguments.report}")
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else page.text(width))
+    front.show_page(page, found, arguments.report, as_json=arguments.json)
     return 0

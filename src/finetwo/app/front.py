@@ -1,4 +1,4 @@
-"""What every verb begins with: its words read into options, or its help or configuration shown.
+"""What every verb begins with (its words read into options, its help or configuration shown) and a page ends with.
 
 It must not know what a verb does. Its one invariant: `--help`, `--config` and `--print_config` mean the same for every
 verb, and showing either touches nothing but the files named by `--config`.
@@ -6,14 +6,18 @@ verb, and showing either touches nothing but the files named by `--config`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetwo.app.arguments import Words, cut, make_parser, options_of, parse
 from finetwo.core.config import to_dict
+
+if TYPE_CHECKING:
+    from finetwo.insight.page import Page
 
 T = TypeVar("T")
 
@@ -41,7 +45,7 @@ def read(
 
 def show_help(kind: type[Any], usage: str, about: str) -> None:
     """Write the help of a verb: usage, what it does with examples, and every option with its default."""
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    width = line_width()
     texts = {a.dest: (a.help or "", a.default) for a in make_parser(kind)._actions}
     lines = [f"usage: {usage}", "", about.rstrip(), "", "options:"]
     for name, option in options_of(kind).items():
@@ -68,3 +72,27 @@ def print_config(config: Any) -> None:
     import yaml
 
     sys.stdout.write(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def line_width() -> int:
+    """The width in characters that text is wrapped to: the terminal's, between 60 and 120."""
+    return max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+
+def check_page(report: str | None) -> None:
+    """Raise InputError where a page cannot be written to the file `report`; None is no file."""
+    if report is not None:
+        from finetwo.insight.page import check_report
+
+        check_report(report)
+
+
+def show_page(page: Page, found: dict[str, Any], report: str | None, *, as_json: bool) -> None:
+    """Write a page into the file `report` if there is one, and to the screen as text, or what it shows as JSON."""
+    if report is not None:
+        from finetwo.app.console import say
+        from finetwo.insight.page import check_report
+
+        page.write(check_report(report))
+        say(f"the report is in {report}")
+    sys.stdout.write(json.dumps(found) + "\n" if as_json else page.text(line_width()))

@@ -73,14 +73,9 @@ def _settle(arguments: PlanArguments, words: Words) -> PlanArguments:
     if not 0 <= arguments.samples <= 100:
         raise InputError("--samples", "must be an integer from 0 to 100", arguments.samples, "3 is usual")
     if arguments.report is not None:
-        path = Path(arguments.report)
-        if path.suffix.lower() not in _FORMS:
-            raise InputError(
-                "--report", "must end in .html or .json", arguments.report, "give a file, such as plan.html"
-            )
-        if path.is_dir() or not path.parent.is_dir():
-            what = "is a folder" if path.is_dir() else "its folder is not there"
-            raise InputError("--report", what, arguments.report, "give a file in a folder that exists")
+        from finetwo.insight.page import check_report
+
+        check_report(arguments.report, _FORMS)
     return arguments
 
 

@@ -5,9 +5,6 @@ It must not know how a figure is taken. Its one invariant: nothing is written bu
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +98,7 @@ def _settle(arguments: StyleArguments, words: Words) -> StyleArguments:
         for name in ("train", "held_out", "others"):
             if not all(getattr(arguments, name)) or not getattr(arguments, name):
                 raise InputError(f"--{name}", "is needed: a file, folder or pattern", None, _USAGE)
-    if arguments.report is not None:
-        from finetwo.insight.page import check_report
-
-        check_report(arguments.report)
+    front.check_page(arguments.report)
     return arguments
 
 
@@ -116,7 +110,6 @@ def run(words: list[str]) -> int:
     arguments, (name,) = asked
     from finetwo.app.console import say
     from finetwo.app.tuned import load_tuned
-    from finetwo.insight.page import check_report
     from finetwo.insight.style import prove
     from finetwo.insight.style_figures import StyleOptions
     from finetwo.insight.style_page import style_page
@@ -140,11 +133,7 @@ def run(words: list[str]) -> int:
     )
     found = prove(model, name, base, options, say)
     page = style_page(found)
-    if arguments.report is not None:
-        page.write(check_report(arguments.report))
-        say(f"the report is in {arguments.report}")
-    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else page.text(width))
+    front.show_page(page, found, arguments.report, as_json=arguments.json)
     return 0
 
 

@@ -50,18 +50,20 @@ def run(words: list[str]) -> int:
         raise InputError("train", "no data given", None, "finetwo train DATA")
     check_early(config)
     from finetwo.app.console import Console, say
-    from finetwo.insight.doctor import cheap_findings
-    from finetwo.insight.explain import explained
     from finetwo.train.job import train
 
     plan = _plan(arguments.plan, config) if arguments.plan is not None else None
     console = Console(sys.stderr)
 
     def look(*read: Any) -> None:
+        from finetwo.insight.doctor import cheap_findings
+
         for line in cheap_findings(*read):
             say(line)
 
     report = train(config, say=say, listeners=[console], look=look)
+    from finetwo.insight.explain import explained  # after the run: the first step need not wait for it
+
     graded = [] if plan is None else [_graded(plan, report.folder)]
     for line in [*report.lines(), *graded, *explained(report.folder)]:
         say(line)

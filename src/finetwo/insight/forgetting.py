@@ -26,6 +26,7 @@ from finetwo.insight.passages import passage_losses
 from finetwo.insight.strength import Base, at_strength
 from finetwo.insight.stride import exp
 from finetwo.model.network import Network
+from finetwo.store.change import neutral_file
 from finetwo.train.evaluate import byte_lengths
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -48,11 +49,6 @@ class ForgetOptions:
     rows: RowsConfig = field(default_factory=RowsConfig)
 
 
-def neutral_text() -> Path:
-    """Return the neutral text that comes with FineTwo."""
-    return Path(__file__).resolve().parent.parent / "assets" / "neutral.txt"
-
-
 def measure_forgetting(model: Model, base: Base, options: ForgetOptions, say: Say) -> dict[str, Any]:
     """Return the perplexity of a neutral text before and after the tuning, as JSON content.
 
@@ -60,14 +56,14 @@ def measure_forgetting(model: Model, base: Base, options: ForgetOptions, say: Sa
         InputError: a text that cannot be read or has fewer than two tokens.
     """
     window = min(options.window, model.network.config.n_positions)
-    neutral = options.text or str(neutral_text())
+    neutral = options.text or str(neutral_file())
     found: dict[str, Any] = {"model": model.name, "base": base.name, "adapter": base.network is None}
     with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:
         for part, name in (("neutral", neutral), ("own", options.own)):
             if name is None:
                 continue
             library = open_library([name], Reading(model.tokenizer, model.template, options.rows), Path(folder) / part)
-            shown = name if name != str(neutral_text()) else "the neutral text of FineTwo"
+            shown = name if name != str(neutral_file()) else "the neutral text of FineTwo"
             say(f"forget: {shown}, {len(library.tokens):,} tokens")
             found[part] = {"text": shown} | _curve(model, base, library, window, options)
     return found

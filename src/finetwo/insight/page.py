@@ -97,11 +97,16 @@ class Page:
         replace_file(path, made.encode("utf-8", "backslashreplace"))
 
 
-def check_report(name: str) -> Path:
-    """Return the path of a report to be written; InputError for an unknown ending or a folder that is not there."""
+PAGES = (".html", ".htm", ".md", ".txt")
+
+
+def check_report(name: str, endings: Sequence[str] = PAGES) -> Path:
+    """Return the path of a report to be written; InputError for another ending or a folder that is not there."""
     path = Path(name)
-    if path.suffix.lower() not in (".html", ".htm", ".md", ".txt"):
-        raise InputError("--report", "must end in .html, .md or .txt", name, "for example --report report.html")
+    if path.suffix.lower() not in endings:
+        told = [ending for ending in endings if ending != ".htm"]
+        what = f"must end in {', '.join(told[:-1])} or {told[-1]}"
+        raise InputError("--report", what, name, "for example --report report.html")
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "its folder is not there"
         raise InputError("--report", what, name, "give a file in a folder that exists")

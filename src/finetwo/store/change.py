@@ -19,12 +19,17 @@ from finetwo.text.tokenizer import Tokenizer
 _ROWS, _LENGTH = 8, 64
 
 
-def neutral_text() -> str:
-    """The neutral text of the package; InputError where this installation lacks it."""
+def neutral_file() -> Path:
+    """The file of the neutral text in the package; InputError where this installation lacks it."""
     path = Path(__file__).resolve().parent.parent / "assets" / "neutral.txt"
     if not path.is_file():
         raise InputError("assets/neutral.txt", "is not part of this installation", fix="install FineTwo again")
-    return path.read_text(encoding="utf-8")
+    return path
+
+
+def neutral_text() -> str:
+    """The neutral text of the package."""
+    return neutral_file().read_text(encoding="utf-8")
 
 
 def probe_tokens(tokenizer: Tokenizer, context: int) -> Tensor:
