@@ -361,3 +361,12 @@ def test_errors_survive_a_plain_locale(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_while_the_words_are_read_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupting(list[str]):
+        def index(self, *_: object) -> int:
+            raise KeyboardInterrupt
+
+    assert main(Interrupting(["info", "--"])) == 130
+    assert capsys.readouterr().err == "error: stopped\n"

@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 LIMIT = 120.0
@@ -86,8 +87,19 @@ def _child(request: dict[str, Any]) -> None:
         code = main(request["words"])
         sys.stdout.flush()
         sys.stderr.flush()
+    except KeyboardInterrupt as stop:
+        if _before(main, stop.__traceback__):  # a Python of its own would die of the signal here
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
     finally:
         os._exit(code)
+
+
+def _before(main: Any, at: TracebackType | None) -> bool:
+    """Whether an interrupt came before the first line of `main`'s body, from where on `main` answers for it."""
+    inner = at.tb_next if at is not None else None
+    entering = inner is not None and inner.tb_frame.f_code is main.__code__ and inner.tb_next is None
+    return inner is None or (entering and inner.tb_lineno == main.__code__.co_firstlineno)
 
 
 def _trial(request: dict[str, Any]) -> dict[str, Any]:

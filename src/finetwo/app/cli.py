@@ -55,17 +55,17 @@ def help_text() -> str:
 
 def main(words: Sequence[str]) -> int:
     """Run one command line and return its exit code; expected failures print one line on stderr."""
-    options = list(words[: words.index("--")] if "--" in words else words)
-    debug = "--debug" in options
-    words = [w for w in options if w != "--debug"] + list(words[len(options) :])
-    from finetwo.core.errors import FineTwoError
-
+    debug = "--debug" in words
     try:
-        return _dispatch(words)
+        from finetwo.core.errors import FineTwoError
+
+        options = list(words[: words.index("--")] if "--" in words else words)
+        debug = "--debug" in options
+        return _dispatch([w for w in options if w != "--debug"] + list(words[len(options) :]))
+    except KeyboardInterrupt:  # first: it may come before the name below is known
+        return _complain("stopped", 130, debug)
     except FineTwoError as error:
         return _complain(error.line(), error.exit_code, debug)
-    except KeyboardInterrupt:
-        return _complain("stopped", 130, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
