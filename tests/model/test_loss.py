@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from finetwo.model import loss as module
-from finetwo.model.head import last_hidden
+from finetwo.model.gpt2 import pick
 from finetwo.model.loss import LinearCrossEntropy, kept, summed_loss, token_losses
 
 VOCAB, WIDTH = 37, 12
@@ -128,7 +128,7 @@ def test_only_kept_positions_count() -> None:
     targets = torch.tensor([[-100, 3, -100, 36, 0, -100], [-100] * 5 + [7]])
     places = kept(targets)
     assert places.tolist() == [1, 3, 4, 11]
-    total = summed_loss(last_hidden(hidden, places), targets.view(-1)[places], weight)
+    total = summed_loss(pick(hidden, places), targets.view(-1)[places], weight)
     total.backward()
     wanted = cross_entropy((hidden @ weight.t()).view(-1, VOCAB), targets.view(-1), ignore_index=-100, reduction="sum")
     assert float(total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
@@ -139,7 +139,7 @@ def test_only_kept_positions_count() -> None:
 def test_nothing_kept_is_an_exact_zero_with_a_gradient() -> None:
     hidden = torch.randn(1, 3, WIDTH, requires_grad=True)
     places = kept(torch.full((1, 3), -100))
-    total = summed_loss(last_hidden(hidden, places), torch.zeros(0, dtype=torch.long), torch.randn(VOCAB, WIDTH))
+    total = summed_loss(pick(hidden, places), torch.zeros(0, dtype=torch.long), torch.randn(VOCAB, WIDTH))
     total.backward()
     assert float(total.detach()) == 0 and hidden.grad is not None and not hidden.grad.any()
 

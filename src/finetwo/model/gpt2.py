@@ -30,6 +30,11 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     return table
 
 
+def pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    """The places `rows` (K,) of the flattened x (B, T, D) as (K, D); x itself when they are None."""
+    return x if rows is None else x.reshape(-1, x.shape[-1]).index_select(0, rows)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with fused query, key and value."""
 
@@ -41,12 +46,12 @@ class Attention(nn.Module):
         scale = 1.0 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
         self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
-    def forward(self, x: Tensor, attend: Attend, drop: float) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, attend: Attend, drop: float, rows: Tensor | None) -> Tensor:  # noqa: D102
         b, t, _ = x.shape
         qkv = self.c_attn(x).view(b, t, 3, self.heads, self.width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, Dh) each
         seen = attend(self.layer, q, k, v, self.scale, drop)
-        y: Tensor = self.c_proj(seen.transpose(1, 2).reshape(b, t, self.width))
+        y: Tensor = self.c_proj(pick(seen.transpose(1, 2).reshape(b, t, self.width), rows))
         return y
 
 
@@ -75,12 +80,13 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend, drop: float) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, attend: Attend, drop: float, rows: Tensor | None = None) -> Tensor:
+        """Return the block's output (B, T, D); with `rows` (K,) only theirs, (K, D): all are seen, few go on."""
         if self.post_norm:
-            x = self.ln_1(x + dropout(self.attn(x, attend, drop), drop))
+            x = self.ln_1(pick(x, rows) + dropout(self.attn(x, attend, drop, rows), drop))
             y: Tensor = self.ln_2(x + dropout(self.mlp(x), drop))
             return y
-        x = x + dropout(self.attn(self.ln_1(x), attend, drop), drop)
+        x = pick(x, rows) + dropout(self.attn(self.ln_1(x), attend, drop, rows), drop)
         return x + dropout(self.mlp(self.ln_2(x)), drop)
 
 
@@ -97,12 +103,17 @@ class GPT2(nn.Module):
         self.dropout = 0.0
         """Probability on embeddings, attention and residuals; in force only while `training`."""
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return hidden states (B, T, D) for `tokens` and `positions` (B, T) int64, after the last norm."""
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """Return hidden states (B, T, D) for `tokens` and `positions` (B, T) int64, after the last norm.
+
+        With `rows` (K,), places in the flattened (B, T), only theirs (K, D): the last block then leaves out what no
+        other place would look at.
+        """
         drop = self.dropout if self.training else 0.0
         x = dropout(self.wte(tokens) + self.wpe(positions), drop)
-        for block in self.h:
-            x = block(x, attend, drop)
+        last = len(self.h) - 1
+        for i, block in enumerate(self.h):
+            x = block(x, attend, drop, rows if i == last else None)
         # Post-norm blocks end normalised; the last norm then has nothing left to do but is kept for the file layout.
         y: Tensor = self.ln_f(x)
         return y

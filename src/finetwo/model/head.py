@@ -1,4 +1,4 @@
-"""What the head reads: the hidden states at the kept positions, or for a classifier their document's.
+"""A classifier's head, and the mean over a document that it may read in place of its last token.
 
 It knows hidden states and positions. Its one invariant: what it takes for a document depends on that
 document's tokens alone, whatever else is in the batch and however it is laid out.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from finetwo.model.config import Pooling
-
 
 class Score(nn.Module):
     """The weight of a classifier's head, (C, D), not initialised; its name is that of Hugging Face's."""
@@ -18,11 +16,6 @@ class Score(nn.Module):
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, width))
-
-
-def last_hidden(hidden: Tensor, keep: Tensor) -> Tensor:
-    """Return the hidden states (K, D) at the places `keep` (K,) of the flattened hidden (B, T, D)."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, keep)
 
 
 def mean_hidden(hidden: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
@@ -37,8 +30,3 @@ def mean_hidden(hidden: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
     place = torch.arange(document.shape[0], device=keep.device) - starts[document] + (keep - sizes + 1)[document]
     sums = flat.new_zeros(keep.shape[0], flat.shape[1]).index_add(0, document, flat.index_select(0, place))
     return sums / sizes.unsqueeze(1).to(flat.dtype)
-
-
-def features(pooling: Pooling, hidden: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
-    """Return what the head reads for each kept place, (K, D)."""
-    return mean_hidden(hidden, positions, keep) if pooling == "mean" else last_hidden(hidden, keep)

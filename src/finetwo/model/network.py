@@ -18,7 +18,7 @@ from finetwo.core.errors import InputError
 from finetwo.model.attend import Attend, Causal
 from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.gpt2 import GPT2
-from finetwo.model.head import Score, features
+from finetwo.model.head import Score, mean_hidden
 from finetwo.model.lora import add_lora, freeze_all_but_lora, lora_config
 from finetwo.model.loss import kept, summed_loss
 
@@ -81,18 +81,23 @@ class Network(nn.Module):
     ) -> Tensor:
         """Return the summed loss of a batch, float32; tokens, positions and targets (B, T), class_weights (C,)."""
         keep = kept(targets)
-        read = self._read(self.hidden(tokens, positions, attend), positions, keep)
+        read = self._read(tokens, positions, attend, keep)
         if self.training and self.head_dropout:
             read = dropout(read, self.head_dropout)
         return summed_loss(read, targets.reshape(-1).index_select(0, keep), self.head_weight, class_weights)
 
     def class_logits(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> Tensor:
         """Return a classifier's logits (K, C) float32, one row for each target that is not IGNORE, in order."""
-        read = self._read(self.hidden(tokens, positions, attend), positions, kept(targets))
+        read = self._read(tokens, positions, attend, kept(targets))
         return (read @ self.head_weight.t().to(read.dtype)).float()
 
-    def _read(self, hidden: Tensor, positions: Tensor, keep: Tensor) -> Tensor:
-        return features(self.config.pooling if self.score is not None else "last", hidden, positions, keep)
+    def _read(self, tokens: Tensor, positions: Tensor, attend: Attend, keep: Tensor) -> Tensor:
+        """What the head reads, (K, D); the last block is computed there only, unless a mean needs every place."""
+        if self.score is not None and self.config.pooling == "mean":
+            return mean_hidden(self.hidden(tokens, positions, attend), positions, keep)
+        every = keep.numel() == tokens.numel()
+        read: Tensor = self.transformer(tokens, positions, attend, None if every else keep)
+        return read.reshape(-1, read.shape[-1])
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
         """Place adapters (see `LoraConfig` for the settings); return how many linears carry one."""
