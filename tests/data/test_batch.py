@@ -68,3 +68,48 @@ def test_the_layout_that_wins_is_the_default() -> None:
     unequal, equal = sequences([3, 5]), sequences([4, 4])
     assert layout(unequal, None).packed and not layout(equal, None).packed
     assert layout(equal, True).packed and not layout(unequal, False).packed
+
+
+def unshared(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Return what the sequences of a shared row were: each run behind the first tokens of the sequence before it."""
+    found: list[tuple[list[int], list[int]]] = []
+    last = -2
+    for token, position, target in zip(
+        *(a[0].tolist() for a in (batch.tokens, batch.positions, batch.targets)), strict=True
+    ):
+        if position != last + 1:
+            found.append((found[-1][0][:position] if position else [], [IGNORE] * position))
+        found[-1][0].append(token)
+        found[-1][1].append(target)
+        last = position
+    return found
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=6), st.integers(2, 3)), min_size=1, max_size=8))
+def test_what_sequences_begin_with_stands_once(given_rows: list[tuple[list[int], int]]) -> None:
+    """Learning begins at the last token, which no sequence can share; prompts of two letters share a lot."""
+    rows = []
+    for prompt, end in given_rows:
+        targets = np.full(len(prompt) + 1, IGNORE, dtype=np.int32)
+        targets[-1] = end
+        rows.append(Sequence(np.array([*prompt, end], dtype=np.int32), targets))
+    batch = pack(rows, share=True)
+    found = sorted(unshared(batch))
+    assert found == sorted((r.tokens.tolist(), r.targets.tolist()) for r in rows)
+    assert batch.real == sum(map(len, rows)) == batch.tokens.size + batch.shared
+    beginnings = {tuple(r.tokens[:n].tolist()) for r in rows for n in range(1, len(r))}
+    assert batch.tokens.size == len(beginnings) + len(rows), "every beginning once, and each last token"
+
+
+def test_nothing_that_is_learned_is_shared() -> None:
+    tokens = np.arange(4, dtype=np.int32)
+    learned = Sequence(tokens, np.array([IGNORE, 2, 3, 4], dtype=np.int32))
+    batch = pack([learned, learned], share=True)
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 1, 2, 3]] and batch.learned == 6
+
+
+def test_sharing_is_laid_out_only_where_it_saves() -> None:
+    same = [Sequence(np.array([5, i], dtype=np.int32), np.array([IGNORE, i], dtype=np.int32)) for i in range(2)]
+    other = [Sequence(np.array([i, i], dtype=np.int32), np.array([IGNORE, i], dtype=np.int32)) for i in range(2)]
+    assert layout(same, None, share=True).shared == 1 and not layout(other, None, share=True).packed
+    assert not layout(same, False, share=True).packed and layout(same, True).shared == 0

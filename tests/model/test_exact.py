@@ -10,7 +10,7 @@ from tests.standins.models import difference, fill_lora, random_network, random_
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from finetwo.model.attend import Causal
+from finetwo.model.attend import Causal, Packed
 from finetwo.model.network import Network
 
 LEARNED = {"few": 0.2, "most": 0.9, "every": 2.0}
@@ -70,3 +70,65 @@ def test_the_last_block_only_where_something_is_learned(kind: str, share: float)
     hook.remove()
     assert seen == [count], "the last feed-forward runs at the kept places only"
     assert_same(found, gradients(network, plain(network, tokens, targets), count))
+
+
+# --- shared beginnings --------------------------------------------------------------------------------------------
+
+Rows = list[tuple[Tensor, Tensor]]
+
+
+def family() -> Rows:
+    """Sequences that share beginnings of several lengths, one of them whole, and one that shares nothing."""
+    draw = [random_tokens(1, n, 61, seed=n)[0] for n in (5, 4, 3, 6, 2)]
+    stem, fork, leaf = draw[0], torch.cat(draw[:2]), torch.cat(draw[:3])
+    tokens = [stem, torch.cat((stem, draw[4])), fork, torch.cat((fork, draw[3])), torch.cat((leaf, draw[4])), draw[3]]
+    tokens.append(torch.cat((leaf, draw[3])))
+    rows = []
+    for i, t in enumerate(tokens):
+        targets = random_tokens(1, len(t), 61, seed=70 + i)[0]
+        targets[: len(t) - 1 - i % 2] = -100
+        rows.append((t, targets))
+    return rows
+
+
+def shared_row(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, positions and targets with each shared beginning once, laid out by hand: each behind its kin."""
+    order = sorted(rows, key=lambda r: r[0].tolist())
+    parts = []
+    for i, (t, y) in enumerate(order):
+        before, p = order[i - 1][0] if i else t[:0], 0
+        while p < min(len(before), len(t)) and before[p] == t[p] and y[p] == -100:
+            p += 1
+        parts.append((t[p:], torch.arange(p, len(t)), y[p:]))
+    return tuple(torch.cat(column)[None] for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def one_by_one(network: Network, rows: Rows) -> Tensor:
+    return torch.stack([plain(network, t[None], y[None]) for t, y in rows]).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_beginnings_once_with_their_gradient(kind: str) -> None:
+    network = network_of(kind)
+    classes = len(network.config.labels)
+    rows = [(t, y % classes if classes else y) for t, y in family()]
+    rows = [(t, y.masked_fill(torch.arange(len(y)) < len(y) - 1, -100) if classes else y) for t, y in rows]
+    if classes:
+        rows = [(t, torch.where(y >= 0, y, -100)) for t, y in rows]
+    tokens, positions, targets = shared_row(rows)
+    total, count = sum(len(t) for t, _ in rows), int((targets != -100).sum())
+    assert tokens.numel() <= total - 35 and count == sum(int((y != -100).sum()) for _, y in rows)
+    found = gradients(network, network.loss(tokens, positions, targets, Packed(positions)), count)
+    assert_same(found, gradients(network, one_by_one(network, rows), count))
+
+
+def test_a_shared_beginning_sees_the_sequence_before_it_only() -> None:
+    """Two families in one row: a rest continues the nearest sequence, not the first of the row."""
+    network = network_of("full")
+    a, b, rest = (random_tokens(1, n, 61, seed=n)[0] for n in (6, 5, 3))
+    tokens = torch.cat((a, b, rest))[None]
+    positions = torch.cat((torch.arange(6), torch.arange(5), torch.arange(4, 7)))[None]
+    logits = network(tokens, positions, Packed(positions))[0, -3:]
+    alone = network(torch.cat((b[:4], rest))[None])[0, -3:]
+    other = network(torch.cat((a[:4], rest))[None])[0, -3:]
+    assert difference(logits, alone) < 1e-5 < 1e-2 < difference(logits, other)

@@ -227,6 +227,8 @@ class TrainConfig:
     """alpaca, dolly, plain, chat, a text with {field} placeholders, or a file holding one."""
     packing: bool | None = None
     """One row without padding (default where it wins), or --no_packing for padded rows; the loss is the same."""
+    share_prefix: bool | None = None
+    """Compute what the records of a batch begin with in common once (default where it is exact: no dropout)."""
     precision: Literal["float32", "bf16", "bf16-true"] = "float32"
     """float32; bf16 mixed with float32 master weights; bf16-true for everything."""
     device: str = "auto"

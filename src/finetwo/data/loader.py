@@ -43,9 +43,18 @@ class InMemory:
 class Loader:
     """The order of training: shuffled anew in each epoch, every record once an epoch, the last step shorter."""
 
-    def __init__(self, data: Sequences, batch_size: int, grad_accum: int, packing: bool | None, seed: int) -> None:
+    def __init__(
+        self,
+        data: Sequences,
+        batch_size: int,
+        grad_accum: int,
+        packing: bool | None,
+        seed: int,
+        *,
+        share: bool = False,
+    ) -> None:
         self.data, self.batch_size, self.grad_accum = data, batch_size, grad_accum
-        self.packing, self.seed = packing, seed
+        self.packing, self.seed, self.share = packing, seed, share
         self.steps_per_epoch = math.ceil(len(data) / (batch_size * grad_accum))
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -66,7 +75,7 @@ class Loader:
         """Return the micro-batches of step `step` (from 0)."""
         chosen = [self.data.get(i, step // self.steps_per_epoch) for i in self.indices(step)]
         parts = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
-        return [layout(part, self.packing) for part in parts]
+        return [layout(part, self.packing, share=self.share) for part in parts]
 
     def stream(self, first: int, last: int, workers: int) -> Iterator[list[Batch]]:
         """Yield the batches of steps first..last-1, prepared ahead by `workers` threads (0: inline)."""

@@ -224,7 +224,7 @@ def count_padding(found: Certificate, loader: Loader, data: Sequences) -> None:
     for step in range(loader.steps_per_epoch):
         batches = loader.batches(step)
         want = sum(data.get(i, 0).learned for i in loader.indices(step))
-        padding = sum(b.tokens.size - b.real for b in batches)
+        padding = sum(b.tokens.size - (b.real - b.shared) for b in batches)
         found.tokens["padding"] += padding
         extra = abs(sum(b.learned for b in batches) - want)
         found.learned["padding"] += extra

@@ -19,7 +19,6 @@ from finetwo.core.config import TrainConfig, to_dict
 from finetwo.core.errors import EnvironmentFault
 from finetwo.data.examples import Loaded, load_splits
 from finetwo.data.labels import class_weights
-from finetwo.data.loader import Loader
 from finetwo.data.sealed import is_prepared
 from finetwo.data.sharing import stream_splits
 from finetwo.insight.corpus_doctor import examine_texts
@@ -36,7 +35,7 @@ from finetwo.train.job import complete, prepared_data, refuse_idle
 from finetwo.train.prepare import Prepared, detect_task
 from finetwo.train.prepared import Wanted
 from finetwo.train.rng import seed_all
-from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, make_loader, pick_device, settle
 
 Say = Callable[[str], None]
 FORMAT = 1
@@ -120,7 +119,7 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
         complete(config, start.network, made, both)
         class_weights(config.class_weights, made.labels, made.class_counts)
         start.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
-        loader = Loader(made.train, config.batch_size, config.grad_accum, config.packing, config.seed)
+        loader = make_loader(config, made.train, start.network, both)
         expected = estimate(start.network, loader, made.validation, config)  # first, in the memory that training has
         watch = Watch(start.tokenizer, samples)
         loaded = None

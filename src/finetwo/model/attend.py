@@ -1,12 +1,12 @@
 """How queries see keys: the one argument of the trunk's forward that carries masks, packing and caches.
 
 An `Attend` is called once per layer with queries, keys and values; the trunk knows nothing of what it does with
-them. Invariant: `Packed` equals `Causal` on each run taken alone.
+them. Invariant: `Packed` equals `Causal` on each sequence taken alone.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,28 +29,77 @@ class Causal:
 
 
 class Packed:
-    """Causal attention inside each run of a packed row; runs begin where `positions` is 0 again.
+    """Causal attention inside each run of a packed row, told by `positions` alone.
 
-    The runs are laid side by side as rows of a padded block for the attention alone, so that everything else in the
-    network works on real tokens only.
+    A run begins where a position is not the one before plus 1. One that begins at 0 is a sequence. One that begins at
+    p > 0 is the rest of a sequence whose first p tokens are those of the sequence before it (that one's own shared
+    tokens counted in), so that what several sequences begin with stands, and is computed, once: exactly what it would
+    be in each, as causal attention never looks ahead. The sequences are laid side by side as rows of a padded block
+    for the attention alone, so that everything else in the network works on real tokens only.
     """
 
     def __init__(self, positions: Tensor) -> None:
-        """`positions` (B, T) int64; the first column must be 0."""
+        """`positions` (B, T) int64; the first of each row must be 0."""
         flat = positions.reshape(-1)
-        starts = torch.nonzero(flat == 0).squeeze(1)  # (R,)
-        run = torch.cumsum((flat == 0).long(), 0) - 1  # (N,)
-        lengths = torch.diff(starts, append=starts.new_tensor([flat.numel()]))
-        self._runs, self._longest = starts.numel(), int(lengths.max())
+        begins = torch.nonzero(torch.diff(flat, prepend=flat[:1]) != 1).squeeze(1)  # (R,)
+        first, size = flat[begins], torch.diff(begins, append=begins.new_tensor([flat.numel()]))  # (R,) each
+        run = torch.repeat_interleave(torch.arange(begins.numel(), device=flat.device), size)  # (N,)
+        self._runs, self._longest = begins.numel(), int((first + size).max())
         self._slot = run * self._longest + flat  # (N,) row-major place of each token in the (R, L) block
+        place = torch.arange(self._longest, device=flat.device)  # (L,)
+        rows = torch.arange(self._runs, device=flat.device).unsqueeze(1)
+        source = torch.where(place >= first.unsqueeze(1), rows, 0).cummax(0).values  # (R, L) the run that holds it
+        take = begins[source] + place - first[source]
+        self._take = torch.where(place < (first + size).unsqueeze(1), take, 0).reshape(-1)  # (R*L,) padding: any token
+        self._again = torch.nonzero((place < first.unsqueeze(1)).reshape(-1)).squeeze(1)  # (S,) another run's tokens
         self._causal = Causal()
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
-        """Return per-run causal attention, (B, H, T, Dh)."""
+        """Return per-sequence causal attention, (B, H, T, Dh)."""
         b, h, t, d = q.shape
-        qkv = torch.stack((q, k, v)).permute(1, 3, 0, 2, 4).reshape(b * t, 3, h, d)  # (N, 3, H, Dh)
-        block = qkv.new_zeros(self._runs * self._longest, 3, h, d).index_copy(0, self._slot, qkv)
-        pq, pk, pv = block.view(self._runs, self._longest, 3, h, d).permute(2, 0, 3, 1, 4)
+        none = self._again[:0]  # what a query of another run's token sees is read there, so it takes no gradient here
+        pq, pk, pv = (
+            _Spread.apply(x.transpose(1, 2).reshape(b * t, h * d), self._take, self._slot, again)  # type: ignore[no-untyped-call]
+            .view(self._runs, self._longest, h, d)
+            .transpose(1, 2)
+            for x, again in ((q, none), (k, self._again), (v, self._again))
+        )
         out = self._causal(layer, pq, pk, pv, scale, dropout)  # (R, H, L, Dh)
-        flat = out.transpose(1, 2).reshape(self._runs * self._longest, h, d).index_select(0, self._slot)
+        flat: Tensor = _Collect.apply(out.transpose(1, 2).reshape(-1, h * d), self._slot)  # type: ignore[no-untyped-call]
         return flat.view(b, t, h, d).transpose(1, 2)
+
+
+class _Spread(torch.autograd.Function):
+    """Rows (N, D) laid out in the block, (R*L, D).
+
+    Backward reads each token's own place and adds the places `again` where it was repeated; a plain index would add
+    them all, padding included, one by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, take: Tensor, slot: Tensor, again: Tensor) -> Tensor:
+        ctx.save_for_backward(take, slot, again)
+        return x.index_select(0, take)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        take, slot, again = ctx.saved_tensors
+        found = grads[0].index_select(0, slot)
+        if again.numel():
+            found.index_add_(0, take[again], grads[0].index_select(0, again))
+        return found, None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Rows (N, D) taken back from the block (R*L, D); each place is taken once, so backward copies."""
+
+    @staticmethod
+    def forward(ctx: Any, block: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        ctx.rows = block.shape[0]
+        return block.index_select(0, slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slot,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.rows, grads[0].shape[1]).index_copy_(0, slot, grads[0]), None

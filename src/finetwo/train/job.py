@@ -20,7 +20,6 @@ from finetwo.core.files import TEMPORARY, write_json
 from finetwo.data.columns import Columns
 from finetwo.data.examples import Loaded
 from finetwo.data.labels import class_weights
-from finetwo.data.loader import Loader
 from finetwo.generate.pipeline import Model
 from finetwo.generate.prompts import read_prompts
 from finetwo.model.network import Network
@@ -43,7 +42,7 @@ from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all, strictly
 from finetwo.train.signals import Preparing
-from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, make_loader, pick_device, settle
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -165,7 +164,7 @@ def _plan(wanted: Wanted, start: Start, folder: RunFolder, say: Say) -> _Planned
     model = Model(start.network, start.tokenizer, prepared.template, wanted.task.name, config.model, start.base)
     weights = class_weights(config.class_weights, prepared.labels, prepared.class_counts)
     model.network.to(device, torch.bfloat16 if config.precision == "bf16-true" else torch.float32)
-    loader = Loader(prepared.train, config.batch_size, config.grad_accum, config.packing, config.seed)
+    loader = make_loader(config, prepared.train, model.network, say)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
     say(
         f"plan: {total:,} steps of {config.batch_size * config.grad_accum} records ({loader.steps_per_epoch:,} steps "
