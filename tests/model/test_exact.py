@@ -132,3 +132,95 @@ def test_a_shared_beginning_sees_the_sequence_before_it_only() -> None:
     alone = network(torch.cat((b[:4], rest))[None])[0, -3:]
     other = network(torch.cat((a[:4], rest))[None])[0, -3:]
     assert difference(logits, alone) < 1e-5 < 1e-2 < difference(logits, other)
+
+
+# --- mixed precision ----------------------------------------------------------------------------------------------
+
+
+def batch_of(network: Network, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = random_tokens(3, 11, 61, seed=seed)
+    targets = random_tokens(3, 11, len(network.config.labels) or 61, seed=seed + 1)
+    targets[:, :5] = -100
+    return tokens, torch.arange(11).expand(3, 11), targets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixed_precision_stays_by_float32(kind: str) -> None:
+    """The stated bounds: 1 % of the loss, and each gradient within 5 % of its own largest value."""
+    network = network_of(kind)
+    tokens, positions, targets = batch_of(network, 1)
+    exact = gradients(network, network.loss(tokens, positions, targets, Causal()), 18)
+    with network.lowered():
+        loss = network.loss(tokens, positions, targets, Causal())
+    found = gradients(network, loss, 18)
+    assert found[1].keys() == exact[1].keys()
+    assert 0 < abs(found[0] - exact[0]) < 0.01 * exact[0]
+    for name, g in found[1].items():
+        assert g.dtype == torch.float32
+        assert difference(g, exact[1][name]) < 0.05 * float(exact[1][name].abs().max()), name
+
+
+def curve(kind: str, way: str, steps: int = 60) -> list[float]:
+    """Losses of AdamW on one changing task: what follows is the token before, plus one."""
+    network = network_of(kind)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    losses = []
+    for step in range(steps):
+        tokens = random_tokens(4, 12, 60, seed=step)
+        targets = tokens + 1
+        positions = torch.arange(12).expand(4, 12)
+        if way == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = plain(network, tokens, targets) / 48
+        else:
+            with network.lowered():
+                loss = network.loss(tokens, positions, targets, Causal(), scale=1 / 48)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_mixed_precision_has_the_loss_curve_of_autocast(kind: str) -> None:
+    ours, theirs = curve(kind, "ours"), curve(kind, "autocast")
+    assert theirs[-1] < theirs[0] - 0.5, "something is learned"
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.03
+
+
+def test_a_copy_is_never_older_than_its_weight() -> None:
+    network = network_of("full")
+    tokens, positions, targets = batch_of(network, 1)
+
+    def low_loss() -> float:
+        with network.lowered():
+            return float(network.loss(tokens, positions, targets, Causal()).detach())
+
+    first, weight = low_loss(), network.transformer.h[0].mlp.c_fc.weight
+    kept = network.lowered()
+    optimizer = torch.optim.AdamW([weight, network.transformer.wte.weight], lr=0.1, fused=True)
+    for p in (weight, network.transformer.wte.weight):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    second = low_loss()
+    network.raised()
+    assert second == low_loss() != first and kept is not network.lowered()
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    third = low_loss()
+    weight.requires_grad_(False)
+    assert low_loss() == third != second
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    assert low_loss() == second
+
+
+def test_outside_its_context_nothing_is_lowered() -> None:
+    network = network_of("lora")
+    tokens, positions, targets = batch_of(network, 1)
+    before = network.loss(tokens, positions, targets, Causal())
+    with pytest.raises(ZeroDivisionError), network.lowered():
+        raise ZeroDivisionError
+    assert torch.equal(network.loss(tokens, positions, targets, Causal()), before)
+    assert network(tokens).dtype == torch.float32 and network.head_read is network.head_weight

@@ -107,11 +107,11 @@ def test_huge_logits_do_not_overflow() -> None:
     )
 
 
-@pytest.mark.parametrize("way", ["weights in bf16", "autocast"])
+@pytest.mark.parametrize("way", ["weights in bf16", "a copy in bf16"])
 def test_bf16(way: str) -> None:
     hidden, weight, targets = sample(40, torch.bfloat16 if way == "weights in bf16" else torch.float32)
-    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
-        got = LinearCrossEntropy.apply(hidden, weight, targets)
+    low = weight.detach().bfloat16() if way == "a copy in bf16" else None
+    got = LinearCrossEntropy.apply(hidden, weight, targets, None, low)
     got.backward()
     exact_hidden, exact_weight = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     exact = cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="sum")
@@ -120,6 +120,21 @@ def test_bf16(way: str) -> None:
     for ours, theirs in ((hidden, exact_hidden), (weight, exact_weight)):
         assert ours.grad is not None and theirs.grad is not None and ours.grad.dtype == ours.dtype
         assert difference(ours.grad, theirs.grad) < 0.03 * float(theirs.grad.abs().max())
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_scale_is_part_of_the_loss_and_of_its_gradients() -> None:
+    found = []
+    for scale in (0.25, 1.0):
+        hidden, weight, targets = sample(40)
+        loss = LinearCrossEntropy.apply(hidden, weight, targets, None, None, scale)
+        (loss * (0.25 / scale)).backward()
+        assert hidden.grad is not None and weight.grad is not None
+        found.append((loss.detach() * (0.25 / scale), hidden.grad, weight.grad))
+        with pytest.raises(RuntimeError, match="once"):
+            loss.backward()
+    for scaled, afterwards in zip(*found, strict=True):
+        assert difference(scaled, afterwards) < 1e-5
 
 
 def test_only_kept_positions_count() -> None:

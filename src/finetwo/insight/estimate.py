@@ -20,7 +20,7 @@ from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
 from finetwo.insight.pages import walk
 from finetwo.model.network import Network
-from finetwo.train.evaluate import attend_for, autocast, class_logits, evaluate, to_device
+from finetwo.train.evaluate import attend_for, class_logits, evaluate, lowered, to_device
 from finetwo.train.machine import peak_bytes
 from finetwo.train.optimizer import Optimizer, trainable
 
@@ -222,9 +222,9 @@ def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: 
     count = max(1, sum(b.learned for b in batches))
     for batch in batches:
         tokens, positions, targets = to_device(batch, device)
-        with autocast(config.precision, device):
-            loss = network.loss(tokens, positions, targets, attend_for(batch, positions))
-        (loss / count).backward()
+        with lowered(config.precision, network):
+            loss = network.loss(tokens, positions, targets, attend_for(batch, positions), scale=1 / count)
+        loss.backward()
     torch.nn.utils.clip_grad_norm_(list(trainable(network).values()), config.clip or math.inf)
     optimizer.step(0.0)
     if device.type == "cuda":

@@ -1,6 +1,6 @@
 """A linear layer with two independent slots: how the weight is stored, and what is added to its output.
 
-`forward(x) = base(x) + adapter(x)`: a quantised linear overrides `base`, LoRA fills `adapter`, and neither knows
+`forward(x) = base(x) + adapter's part`: a quantised linear overrides `base`, LoRA fills `adapter`, and neither knows
 the other. Its one invariant: the names `weight` and `bias`, and their shapes, are those of the checkpoint.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from finetwo.model.mixed import LOW, Lowerable, LowProduct
 
-class Linear(nn.Module):
+
+class Linear(Lowerable):
     """`y = x @ weight + bias`, the weight as (in, out): the layout of GPT-2's checkpoints, so nothing is transposed."""
 
     adapter: nn.Module | None
@@ -23,10 +25,18 @@ class Linear(nn.Module):
         self.adapter = None
 
     def base(self, x: Tensor) -> Tensor:
-        """The stored weight applied to `x` (..., in) -> (..., out)."""
-        flat = x.reshape(-1, self.in_features)
-        return torch.addmm(self.bias, flat, self.weight).view(*x.shape[:-1], self.out_features)
+        """The stored weight applied to `x` (N, in) -> (N, out)."""
+        if self.copies is None:
+            return torch.addmm(self.bias, x, self.weight)
+        low = (self.copies[0](), self.copies[1]())
+        y: Tensor = LowProduct.apply(x, self.weight, self.bias, low)  # type: ignore[no-untyped-call]
+        return y
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y = self.base(x)
-        return y if self.adapter is None else y + self.adapter(x)
+        flat = x.reshape(-1, self.in_features)
+        if self.copies is not None:
+            flat = flat.to(LOW)
+        y = self.base(flat)
+        if self.adapter is not None:
+            y = self.adapter.add_to(y, flat)  # type: ignore[operator]
+        return y.view(*x.shape[:-1], self.out_features)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 
 from finetwo.core.config import LoraConfig
 from finetwo.core.errors import InputError
@@ -26,8 +26,34 @@ class LowRank(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return linear(x, self.weight)
+
+class _AddLowRank(torch.autograd.Function):
+    """`y += scale * (x A^T) B^T` inside the second product: the scale and the sum take no pass of their own.
+
+    The products are made in the precision of x; A and B get their gradients in their own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.precisions, ctx.scale = (a.dtype, b.dtype), scale
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        inner = x @ a.t()  # (N, r)
+        ctx.save_for_backward(x, inner, a, b)
+        ctx.mark_dirty(y)
+        return y.addmm_(inner, b.t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        x, inner, a, b = ctx.saved_tensors
+        back = (g @ b).mul_(ctx.scale)  # (N, r)
+        return (
+            g,
+            back @ a if ctx.needs_input_grad[1] else None,
+            (back.t() @ x).to(ctx.precisions[0]) if ctx.needs_input_grad[2] else None,
+            (g.t() @ inner).mul_(ctx.scale).to(ctx.precisions[1]) if ctx.needs_input_grad[3] else None,
+            None,
+        )
 
 
 class LoraAdapter(nn.Module):
@@ -42,11 +68,13 @@ class LoraAdapter(nn.Module):
         self.scale = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
         self.probability = lora.dropout
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return y (N, out) with this adapter's part for x (N, in) added, in place."""
         if self.training and self.probability:
             x = dropout(x, self.probability)
-        y: Tensor = self.lora_B(self.lora_A(x)) * self.scale
-        return y
+        x = x.to(y.dtype)
+        summed: Tensor = _AddLowRank.apply(y, x, self.lora_A.weight, self.lora_B.weight, self.scale)  # type: ignore[no-untyped-call]
+        return summed
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 IGNORE = -100
 """A target that means: nothing to learn here."""
-_CHUNK_BYTES = 32 * 1024 * 1024
+_CHUNK_BYTES = 64 * 1024 * 1024
 
 
 def kept(targets: Tensor) -> Tensor:
@@ -23,15 +23,24 @@ def kept(targets: Tensor) -> Tensor:
     return torch.nonzero(targets.reshape(-1) != IGNORE).squeeze(1)
 
 
-def summed_loss(features: Tensor, targets: Tensor, weight: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Return the (weighted) sum of the losses, a float32 scalar.
+def summed_loss(
+    features: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    class_weights: Tensor | None = None,
+    *,
+    low: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Return `scale` times the (weighted) sum of the losses, a float32 scalar.
 
-    features (K, D) at the kept positions; targets (K,) int64; weight (V, D), the head's matrix; class_weights (V,).
+    features (K, D) at the kept positions; targets (K,) int64; weight (V, D), the head's matrix; class_weights (V,);
+    low (V, D), a copy of the weight from which the products are made in its precision.
     """
     if features.shape[0] == 0:
-        return features.sum().float()
+        return features.sum().float() + 0.0 * weight.sum()
     rows = None if class_weights is None else class_weights.to(features.device, torch.float32)[targets]
-    total: Tensor = LinearCrossEntropy.apply(features, weight, targets, rows)  # type: ignore[no-untyped-call]
+    total: Tensor = LinearCrossEntropy.apply(features, weight, targets, rows, low, scale)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -57,53 +66,66 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        """Return the sum, a float32 scalar, for hidden (N, D), weight (V, D), targets and row_weights (N,)."""
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        row_weights: Tensor | None = None,
+        low: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Return `scale` times the sum, float32; hidden (N, D), weight and low (V, D), targets and row_weights (N,)."""
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        dtype = (
-            torch.get_autocast_dtype(hidden.device.type)
-            if torch.is_autocast_enabled(hidden.device.type)
-            else hidden.dtype
-        )
-        w = weight.to(dtype)
+        w = weight.to(hidden.dtype) if low is None else low
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for i in range(0, hidden.shape[0], _rows(weight)):
-                rows = slice(i, i + _rows(weight))
-                x, y = hidden[rows].to(dtype), targets[rows]
-                logits = (x @ w.t()).float()
-                at = (torch.arange(y.shape[0], device=y.device), y)
-                top = logits.amax(dim=1, keepdim=True)
-                picked = logits[at] - top.squeeze(1)
-                p = logits.sub_(top).exp_()
-                mass = p.sum(dim=1, keepdim=True)
-                losses = mass.squeeze(1).log() - picked
-                total += losses.sum() if row_weights is None else (losses * row_weights[rows]).sum()
-                if grad_hidden is None and grad_weight is None:
-                    continue
-                p.div_(mass)
-                p[at] -= 1.0
-                if row_weights is not None:
-                    p.mul_(row_weights[rows].unsqueeze(1))
-                g = p.to(dtype)
-                if grad_hidden is not None:
-                    grad_hidden[rows] = g @ w
-                if grad_weight is not None:
-                    grad_weight += g.t() @ x
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        return total
+        for i in range(0, hidden.shape[0], _rows(weight)):
+            rows = slice(i, i + _rows(weight))
+            x, weights = hidden[rows].to(w.dtype), None if row_weights is None else row_weights[rows]
+            part, p = _chunk(x, w, targets[rows], weights, gradient=needs_hidden or needs_weight)
+            total += part
+            if p is None:
+                continue
+            g = p.mul_(scale).to(w.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = g @ w
+            if needs_weight:
+                grad_weight = _accumulate(grad_weight, g.t(), x)
+        ctx.gradients, ctx.weight_dtype = (grad_hidden, grad_weight), weight.dtype
+        return total * scale
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Scale the stored gradients by the upstream scalar."""
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            None if grad_hidden is None else grad_hidden * scale,
-            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
-            None,
-            None,
-        )
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand the gradients on, once: what is kept here would make the sums in `.grad` copy them."""
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the loss can be taken backward once")
+        one = grads[0].device.type == "cpu" and float(grads[0]) == 1.0
+        hidden, weight = (g if g is None or one else g.mul_(grads[0]) for g in gradients)
+        return hidden, None if weight is None else weight.to(ctx.weight_dtype), None, None, None, None
+
+
+def _chunk(x: Tensor, w: Tensor, y: Tensor, weights: Tensor | None, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of a chunk x (n, D), summed, and with `gradient` its gradient for the logits (n, V), float32."""
+    logits = (x @ w.t()).float()
+    at = (torch.arange(y.shape[0], device=y.device), y)
+    top = logits.amax(dim=1, keepdim=True)
+    picked = logits[at] - top.squeeze(1)
+    p = logits.sub_(top).exp_()
+    mass = p.sum(dim=1, keepdim=True)
+    losses = mass.squeeze(1).log() - picked
+    total = losses.sum() if weights is None else (losses * weights).sum()
+    if not gradient:
+        return total, None
+    p.div_(mass)
+    p[at] -= 1.0
+    return total, p if weights is None else p.mul_(weights.unsqueeze(1))
+
+
+def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Return total + a @ b in float32, without a pass of its own where the precision allows it."""
+    if total is None:
+        return (a @ b).float()
+    return total.addmm_(a, b) if a.dtype == torch.float32 else total.add_(a @ b)

@@ -21,6 +21,7 @@ from finetwo.model.gpt2 import GPT2
 from finetwo.model.head import Score, mean_hidden
 from finetwo.model.lora import add_lora, freeze_all_but_lora, lora_config
 from finetwo.model.loss import kept, summed_loss
+from finetwo.model.mixed import Lowered
 
 _IGNORED = ("attn.bias", "attn.masked_bias")  # causal-mask buffers of old checkpoints
 
@@ -35,6 +36,7 @@ class Network(nn.Module):
         self.score = Score(len(config.labels), config.n_embd) if config.labels else None
         self.head_dropout = 0.0
         """Probability on what a classifier's head reads; in force only while `training`."""
+        self._lowered: Lowered | None = None
         self.lora: LoraConfig | None = None
         """The adapter's resolved settings, when one is in place."""
 
@@ -52,6 +54,22 @@ class Network(nn.Module):
         """The head's matrix: the token embedding itself (V, D), or a classifier's own (C, D)."""
         return self.transformer.wte.weight if self.score is None else self.score.weight
 
+    @property
+    def head_read(self) -> Tensor:
+        """The head's matrix as products read it: inside `lowered()` the language head's copy in bfloat16."""
+        low = self._lowered.head() if self._lowered and self._lowered.active and self._lowered.head else None
+        return self.head_weight if low is None else low
+
+    def lowered(self) -> Lowered:
+        """The context of mixed precision: inside, products are made in bfloat16, from copies kept until `raised()`."""
+        if self._lowered is None:
+            self._lowered = Lowered(self, self.transformer.wte.weight if self.score is None else None)
+        return self._lowered
+
+    def raised(self) -> None:
+        """Forget the copies in bfloat16."""
+        self._lowered = None
+
     @torch.no_grad()
     def add_classes(self, labels: Sequence[str], pooling: Pooling = "last", seed: int = 0) -> None:
         """Put a fresh linear head over `labels` in the language head's place, or in another classifier's."""
@@ -63,6 +81,7 @@ class Network(nn.Module):
         )
         self.score.weight.copy_(fresh)
         self.score.train(self.training)
+        self.raised()
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T); positions default to 0..T-1 in each row."""
@@ -77,14 +96,26 @@ class Network(nn.Module):
         return hidden
 
     def loss(
-        self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend, class_weights: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        attend: Attend,
+        class_weights: Tensor | None = None,
+        scale: float = 1.0,
     ) -> Tensor:
-        """Return the summed loss of a batch, float32; tokens, positions and targets (B, T), class_weights (C,)."""
+        """Return `scale` times the summed loss of a batch, float32.
+
+        tokens, positions and targets (B, T), class_weights (C,).
+        """
         keep = kept(targets)
         read = self._read(tokens, positions, attend, keep)
         if self.training and self.head_dropout:
             read = dropout(read, self.head_dropout)
-        return summed_loss(read, targets.reshape(-1).index_select(0, keep), self.head_weight, class_weights)
+        weight, seen = self.head_weight, self.head_read
+        low = None if seen is weight else seen
+        chosen = targets.reshape(-1).index_select(0, keep)
+        return summed_loss(read, chosen, weight, class_weights, low=low, scale=scale)
 
     def class_logits(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> Tensor:
         """Return a classifier's logits (K, C) float32, one row for each target that is not IGNORE, in order."""

@@ -6,9 +6,9 @@ It knows no run folder and no optimizer. Its one invariant: the figures do not d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequence_
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -81,9 +81,21 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
     return tokens, positions, targets
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def lowered(precision: str, network: Network) -> AbstractContextManager[object]:
     """Mixed precision when asked for: float32 weights, bfloat16 matrix products."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    return network.lowered() if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def _evaluating(network: Network, precision: str) -> Iterator[None]:
+    """Dropout off, and mixed precision if asked, for as long as the network is looked at."""
+    was_training = network.training
+    network.eval()
+    try:
+        with lowered(precision, network):
+            yield
+    finally:
+        network.train(was_training)
 
 
 def _all_targets(sequence: Sequence) -> NDArray[np.int32]:
@@ -108,12 +120,10 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
     byte_lengths (V,) gives the bytes of each token's text, 0 for end-of-text.
     """
     device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
     count = len(data) if limit is None else min(limit, len(data))
     learned = every = 0.0
     n_learned = n_every = n_bytes = 0
-    try:
+    with _evaluating(network, precision):
         for i in range(0, count, batch_size):
             if stopping():
                 return None
@@ -122,19 +132,17 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
             tokens, positions, targets = to_device(batch, device)
             mask = layout(chosen, packing).targets.reshape(-1) != IGNORE
             real = batch.targets.reshape(-1) != IGNORE
-            with autocast(precision, device):
-                hidden = network.hidden(tokens, positions, attend_for(batch, positions))
-                keep = torch.from_numpy(real).to(device)
-                flat = targets.reshape(-1)[keep]
-                losses = token_losses(hidden.reshape(-1, hidden.shape[-1])[keep], flat, network.head_weight)
+            hidden = network.hidden(tokens, positions, attend_for(batch, positions))
+            keep = torch.from_numpy(real).to(device)
+            seen = network.head_read
+            kept = hidden.reshape(-1, hidden.shape[-1])[keep].to(seen.dtype)
+            losses = token_losses(kept, targets.reshape(-1)[keep], seen)
             array = losses.cpu().double().numpy()
             every += float(array.sum())
             learned += float(array[mask[real]].sum())
             n_every += int(real.sum())
             n_learned += int(mask.sum())
             n_bytes += int(byte_lengths[batch.targets.reshape(-1)[real]].sum())
-    finally:
-        network.train(was_training)
     bits = every / math.log(2) / n_bytes if n_bytes else math.nan
     return Evaluation(learned / max(1, n_learned), every / max(1, n_every), n_learned, n_every, bits, count)
 
@@ -152,23 +160,18 @@ def class_logits(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
     """Return logits (N, C) and true classes (N,) over `data` (its first `limit` records); None when stopped."""
     device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
     count = len(data) if limit is None else min(limit, len(data))
     logits: list[NDArray[np.float64]] = []
     truth: list[NDArray[np.int64]] = []
-    try:
+    with _evaluating(network, precision):
         for i in range(0, count, batch_size):
             if stopping():
                 return None
             batch = layout([data.get(j, 0) for j in range(i, min(i + batch_size, count))], packing)
             tokens, positions, targets = to_device(batch, device)
-            with autocast(precision, device):
-                found = network.class_logits(tokens, positions, targets, attend_for(batch, positions))
+            found = network.class_logits(tokens, positions, targets, attend_for(batch, positions))
             logits.append(found.cpu().double().numpy())
             truth.append(batch.targets[batch.targets != IGNORE])
-    finally:
-        network.train(was_training)
     return np.concatenate(logits), np.concatenate(truth)
 
 

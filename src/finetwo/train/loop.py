@@ -26,7 +26,7 @@ from finetwo.model.network import Network
 from finetwo.store.checkpoint import Checkpoint, write_checkpoint
 from finetwo.store.run import RunFolder
 from finetwo.train import rng
-from finetwo.train.evaluate import ClassEvaluation, Evaluation, attend_for, autocast, to_device
+from finetwo.train.evaluate import ClassEvaluation, Evaluation, attend_for, lowered, to_device
 from finetwo.train.listeners import Listeners
 from finetwo.train.optimizer import Optimizer, trainable
 from finetwo.train.progress import Outcome, Progress, progress_of, rank
@@ -104,6 +104,7 @@ class Training:
                 self._leave_if_asked(signals)
                 if p.finished:
                     break
+        network.raised()
         self._write_folder(self.folder.final)
         return self.outcome()
 
@@ -135,14 +136,14 @@ class Training:
         weights = self.job.class_weights
         mass = count if weights is None else sum(b.weight(weights) for b in batches)
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            tokens, positions, targets = to_device(batch, self.device)
-            with autocast(self.config.precision, self.device):
+        with lowered(self.config.precision, self.job.network):
+            for batch in batches:
+                tokens, positions, targets = to_device(batch, self.device)
                 attend = attend_for(batch, positions)
-                loss = self.job.network.loss(tokens, positions, targets, attend, self.class_weights)
-            (loss / mass).backward()
-            total += loss.detach()
-        loss_value = float(total) / mass
+                loss = self.job.network.loss(tokens, positions, targets, attend, self.class_weights, 1 / mass)
+                loss.backward()
+                total += loss.detach()
+        loss_value = float(total)
         limit = self.config.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         rate = factor(self.config.schedule, step, self.job.total_steps, self.warm)

@@ -1,0 +1,105 @@
+"""Matrix products in bfloat16 over float32 masters, without casting a weight twice.
+
+Norms, embeddings, the residual stream and every sum of gradients stay float32; it knows no optimizer and no loss. Its
+one invariant: a working copy is never older than its parameter.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+LOW = torch.bfloat16
+"""The precision of the products."""
+
+
+class Copy:
+    """A parameter in bfloat16, kept until the parameter may have changed.
+
+    Its version tells of every change but the fused optimizers', so whoever learns must be told of by `refresh`.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter = parameter
+        self._state: tuple[int, int] | None = None
+        self._low = torch.empty(0, dtype=LOW)
+
+    def refresh(self) -> None:
+        """Write the copy anew at its next use if the parameter learns."""
+        if self._parameter.requires_grad:
+            self._state = None
+
+    def __call__(self) -> Tensor:
+        """Return the copy as it stands now."""
+        p = self._parameter
+        state = (p._version, p.data_ptr())
+        if state != self._state:
+            if self._low.shape != p.shape or self._low.device != p.device:
+                self._low = torch.empty_like(p, dtype=LOW, requires_grad=False)
+            self._low.copy_(p.detach())
+            self._state = state
+        return self._low
+
+
+class Lowered:
+    """The context in which a network's products are made in bfloat16: one step's, or one evaluation's.
+
+    Nothing may learn inside. The copies of what is frozen are kept for the next time.
+    """
+
+    def __init__(self, network: nn.Module, head: Tensor | None) -> None:
+        """`head`: the head's matrix, if its products are large enough to be worth it."""
+        self._slots = [(m, (Copy(m.weight), Copy(m.bias))) for m in network.modules() if isinstance(m, Lowerable)]
+        self.head = None if head is None else Copy(head)
+        self.active = False
+
+    def __enter__(self) -> None:
+        self.active = True
+        for module, copies in self._slots:
+            module.copies = copies
+            for copy in copies:
+                copy.refresh()
+        if self.head is not None:
+            self.head.refresh()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.active = False
+        for module, _ in self._slots:
+            module.copies = None
+
+
+class Lowerable(nn.Module):
+    """A module with a weight and a bias whose product may be made from copies of them."""
+
+    copies: tuple[Copy, Copy] | None = None
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter
+
+
+class LowProduct(torch.autograd.Function):
+    """`x @ weight + bias` from copies in bfloat16; the gradients of weight and bias come in their own precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, low: tuple[Tensor, Tensor]) -> Tensor:
+        """Return (N, out) in bfloat16 for x (N, in) in bfloat16."""
+        ctx.save_for_backward(x if weight.requires_grad else None, low[0])
+        ctx.dtype = weight.dtype
+        return torch.addmm(low[1], x, low[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """The usual three products; the bias's sum is taken in float32."""
+        (g,) = grads
+        x, weight = ctx.saved_tensors
+        return (
+            g @ weight.t() if ctx.needs_input_grad[0] else None,
+            (x.t() @ g).to(ctx.dtype) if ctx.needs_input_grad[1] else None,
+            g.sum(0, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None,
+            None,
+        )
