@@ -185,7 +185,7 @@ def curve(kind: str, way: str, steps: int = 60) -> list[float]:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_mixed_precision_has_the_loss_curve_of_autocast(kind: str) -> None:
     ours, theirs = curve(kind, "ours"), curve(kind, "autocast")
-    assert theirs[-1] < theirs[0] - 0.5, "something is learned"
+    assert theirs[-1] < theirs[0] - 0.2, "something is learned"
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.03
 
 
