@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from finetwo.app import front
 from finetwo.app.arguments import Words
+from finetwo.core.allocator import keep_large_blocks
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 
@@ -49,6 +50,7 @@ def run(words: list[str]) -> int:
     if config.data is None:
         raise InputError("train", "no data given", None, "finetwo train DATA")
     check_early(config)
+    keep_large_blocks()  # before torch is there: what is allocated earlier stays as it is
     from finetwo.app.console import Console, say
     from finetwo.train.job import train
 
