@@ -12,6 +12,7 @@ from finetwo.core.config import LoraConfig, TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.model.network import Network
 from finetwo.train.optimizer import Optimizer, freeze, trainable
+from finetwo.train.step import gradient_norm, shrinking
 
 
 def network() -> Network:
@@ -81,6 +82,24 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
     for name, p in net.named_parameters():
         muon = p.ndim == 2 and ".h." in name
         assert slots[name] == ({"momentum_buffer"} if muon else {"exp_avg", "exp_avg_sq", "step"}), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("limit", [0.5, 1e9, 0.0])
+def test_clipping_inside_the_update_is_clipping_before_it(kind: Any, limit: float) -> None:
+    """Against torch's own clipping, over steps whose gradients are shrunk and one that would be left alone."""
+    ours, theirs = network(), network()
+    first, second = (Optimizer(net, TrainConfig(optimizer=kind, adam_eps=1e-2), 1e-2) for net in (ours, theirs))
+    for seed in (1, 2, 3):
+        for net in (ours, theirs):
+            set_gradients(net, seed)
+        norm = gradient_norm(ours.parameters())
+        wanted = float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit or float("inf")))
+        assert norm == pytest.approx(wanted, rel=1e-6) and norm > 10
+        first.step(1.0, shrinking(norm, limit))
+        second.step(1.0)
+    for name, p in theirs.named_parameters():
+        assert torch.allclose(p, ours.get_parameter(name), atol=1e-6), name
 
 
 def test_gradients_are_forgotten_after_a_step() -> None:

@@ -20,9 +20,10 @@ from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
 from finetwo.insight.pages import walk
 from finetwo.model.network import Network
-from finetwo.train.evaluate import attend_for, class_logits, evaluate, lowered, to_device
+from finetwo.train.evaluate import class_logits, evaluate
 from finetwo.train.machine import peak_bytes
 from finetwo.train.optimizer import Optimizer, trainable
+from finetwo.train.step import backward, gradient_norm, shrinking
 
 _LEAST, _MOST, _ENOUGH = 3, 24, 6.0
 """Steps that are timed: at least 3, and on until 6 seconds or 24 steps are over."""
@@ -220,13 +221,8 @@ def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: 
     """One step as the loop does it, at a learning rate of zero."""
     device = next(network.parameters()).device
     count = max(1, sum(b.learned for b in batches))
-    for batch in batches:
-        tokens, positions, targets = to_device(batch, device)
-        with lowered(config.precision, network):
-            loss = network.loss(tokens, positions, targets, attend_for(batch, positions), scale=1 / count)
-        loss.backward()
-    torch.nn.utils.clip_grad_norm_(list(trainable(network).values()), config.clip or math.inf)
-    optimizer.step(0.0)
+    backward(network, batches, config.precision, count)
+    optimizer.step(0.0, shrinking(gradient_norm(trainable(network).values()), config.clip))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -237,6 +233,5 @@ def _update_seconds(optimizer: Optimizer, network: Network) -> float:
     for p in parameters:
         p.grad = torch.zeros_like(p)
     started = time.perf_counter()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step(0.0)
+    optimizer.step(0.0, shrinking(gradient_norm(parameters), 1.0))
     return time.perf_counter() - started

@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, relu
+from torch.nn.functional import dropout, embedding, gelu, relu
 
 from finetwo.model.attend import Attend
 from finetwo.model.config import GPT2Config
@@ -103,14 +103,18 @@ class GPT2(nn.Module):
         self.dropout = 0.0
         """Probability on embeddings, attention and residuals; in force only while `training`."""
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None, *, tied: bool = False
+    ) -> Tensor:
         """Return hidden states (B, T, D) for `tokens` and `positions` (B, T) int64, after the last norm.
 
         With `rows` (K,), places in the flattened (B, T), only theirs (K, D): the last block then leaves out what no
-        other place would look at.
+        other place would look at. `tied`: the token embedding gets the dense gradient of a tied head as well, so that
+        its own may come as the few rows it is of.
         """
         drop = self.dropout if self.training else 0.0
-        x = dropout(self.wte(tokens) + self.wpe(positions), drop)
+        words = embedding(tokens, self.wte.weight, sparse=tied and tokens.device.type == "cpu")
+        x = dropout(words + self.wpe(positions), drop)
         last = len(self.h) - 1
         for i, block in enumerate(self.h):
             x = block(x, attend, drop, rows if i == last else None)

@@ -127,7 +127,8 @@ class Network(nn.Module):
         if self.score is not None and self.config.pooling == "mean":
             return mean_hidden(self.hidden(tokens, positions, attend), positions, keep)
         every = keep.numel() == tokens.numel()
-        read: Tensor = self.transformer(tokens, positions, attend, None if every else keep)
+        tied = self.score is None and torch.is_grad_enabled()
+        read: Tensor = self.transformer(tokens, positions, attend, None if every else keep, tied=tied)
         return read.reshape(-1, read.shape[-1])
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:

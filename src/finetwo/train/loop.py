@@ -26,12 +26,13 @@ from finetwo.model.network import Network
 from finetwo.store.checkpoint import Checkpoint, write_checkpoint
 from finetwo.store.run import RunFolder
 from finetwo.train import rng
-from finetwo.train.evaluate import ClassEvaluation, Evaluation, attend_for, lowered, to_device
+from finetwo.train.evaluate import ClassEvaluation, Evaluation
 from finetwo.train.listeners import Listeners
 from finetwo.train.optimizer import Optimizer, trainable
 from finetwo.train.progress import Outcome, Progress, progress_of, rank
 from finetwo.train.schedule import factor, warmup_steps
 from finetwo.train.signals import Signals
+from finetwo.train.step import backward, gradient_norm, shrinking
 
 
 @dataclass
@@ -135,21 +136,12 @@ class Training:
         count = sum(b.learned for b in batches)
         weights = self.job.class_weights
         mass = count if weights is None else sum(b.weight(weights) for b in batches)
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        with lowered(self.config.precision, self.job.network):
-            for batch in batches:
-                tokens, positions, targets = to_device(batch, self.device)
-                attend = attend_for(batch, positions)
-                loss = self.job.network.loss(tokens, positions, targets, attend, self.class_weights, 1 / mass)
-                loss.backward()
-                total += loss.detach()
-        loss_value = float(total)
-        limit = self.config.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        loss_value = backward(self.job.network, batches, self.config.precision, mass, self.class_weights)
+        norm = gradient_norm(self.parameters)
         rate = factor(self.config.schedule, step, self.job.total_steps, self.warm)
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             self._refuse_numbers(step, loss_value, norm, rate)
-        self.optimizer.step(rate)
+        self.optimizer.step(rate, shrinking(norm, self.config.clip))
         p = self.progress
         p.step, p.tokens, p.learned = step + 1, p.tokens + sum(b.real for b in batches), p.learned + count
         self.last_loss = loss_value

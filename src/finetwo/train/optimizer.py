@@ -60,13 +60,28 @@ class Optimizer:
             self.parts.append((part, config.muon_lr))
         self._names = {id(p): n for n, p in named.items()}
 
-    def step(self, factor: float) -> None:
-        """Update every parameter at `factor` times its peak learning rate, then forget the gradients."""
+    def step(self, factor: float, shrink: float = 1.0) -> None:
+        """Update every parameter at `factor` times its peak learning rate, then forget the gradients.
+
+        The update is that of the gradients times `shrink`; the fused AdamW takes it along without a pass of its own.
+        """
         for part, peak in self.parts:
             for group in part.param_groups:
                 group["lr"] = peak * factor
+            self._shrink(part, shrink)
             part.step()
             part.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _shrink(part: torch.optim.Optimizer, shrink: float) -> None:
+        parameters = [p for group in part.param_groups for p in group["params"]]
+        if isinstance(part, torch.optim.AdamW):
+            divisor = None if shrink == 1.0 else torch.tensor(1 / shrink, device=parameters[0].device)
+            part.grad_scale = divisor  # type: ignore[attr-defined]  # what GradScaler sets
+        elif shrink != 1.0:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.mul_(shrink)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
