@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetwo.core.errors import InputError
 from finetwo.data.batch import Batch
 from finetwo.data.loader import InMemory, Loader, ahead
 from finetwo.data.sequences import Sequence
@@ -104,3 +105,53 @@ def test_a_fault_in_a_worker_is_raised_at_its_step(workers: int) -> None:
         for step, _ in enumerate(ahead(prepare, range(9), workers)):
             done.append(step)
     assert done == [0, 1, 2]
+
+
+# --- batches by a budget of tokens --------------------------------------------------------------------------------
+
+
+def of_lengths(lengths: list[int]) -> InMemory:
+    """Record i is its number, as often as it is long."""
+    return InMemory([Sequence(np.full(n, i, dtype=np.int32), np.full(n, i, np.int32)) for i, n in enumerate(lengths)])
+
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=30)
+
+
+@given(LENGTHS, st.integers(9, 25), st.integers(1, 3), st.sampled_from([None, False, True]))
+def test_a_budget_is_kept_and_every_record_seen(
+    lengths: list[int], budget: int, accum: int, packing: bool | None
+) -> None:
+    loader = Loader(of_lengths(lengths), 8, accum, packing, 3, batch_tokens=budget)
+    for epoch in range(2):
+        steps = range(epoch * loader.steps_per_epoch, (epoch + 1) * loader.steps_per_epoch)
+        batches = [b for step in steps for b in loader.batches(step)]
+        assert sorted(i for step in steps for i in loader.indices(step)) == list(range(len(lengths)))
+        assert sum(b.real for b in batches) == sum(lengths)
+        assert all(b.tokens.size <= budget for b in batches), "padding counts"
+        assert len(batches) <= 2 * sum(lengths) / (budget - 8) + 1 or packing is False
+
+
+def test_a_budget_puts_like_lengths_together_and_draws_the_rest() -> None:
+    lengths = [2, 9, 3, 8, 2, 9, 3, 8, 2, 2, 3, 3]
+    loader = Loader(of_lengths(lengths), 8, 1, None, 0, batch_tokens=18)
+    seen_in = [[loader.indices(e * loader.steps_per_epoch + i) for i in range(loader.steps_per_epoch)] for e in (0, 1)]
+    for epoch in seen_in:
+        spread = [max(lengths[i] for i in part) - min(lengths[i] for i in part) for part in epoch]
+        assert sum(spread) <= 6 and any(len(part) > 3 for part in epoch)
+    assert seen_in[0] != seen_in[1], "each epoch is another draw"
+    assert sorted(map(len, seen_in[0])) == sorted(map(len, seen_in[1])), "of the same number of steps"
+
+
+def test_a_budget_needs_no_history() -> None:
+    def fresh() -> Loader:
+        return Loader(of_lengths([5, 1, 4, 2, 2, 5, 3, 1]), 8, 2, None, 7, batch_tokens=6)
+
+    walked = fresh()
+    wanted = [walked.indices(step) for step in range(3 * walked.steps_per_epoch)]
+    assert all(fresh().indices(step) == wanted[step] for step in reversed(range(len(wanted))))
+
+
+def test_a_budget_below_the_longest_record_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--batch_tokens: the longest sequence has 92 tokens \(got 10\).*give 92"):
+        Loader(of_lengths([3, 92]), 8, 1, None, 0, batch_tokens=10)

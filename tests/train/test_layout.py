@@ -1,4 +1,4 @@
-"""How a run lays out its batches: shared beginnings once, where that is exact, and said."""
+"""How a run lays out its batches: shared beginnings once, budgets of tokens, and the precisions a machine has."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.support import gap, quick, records, step_losses, weights
+import torch
+from tests.train.support import At, gap, losses, quick, records, step_losses, weights
 
+from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
-from finetwo.train.start import make_loader
+from finetwo.train.batching import make_loader
+from finetwo.train.start import check_precision
 
 STEPS: dict[str, Any] = {"max_steps": 4, "lr": 1e-2, "rows": {"split": "train:11,validation:4"}}
 
@@ -51,3 +54,62 @@ def test_sharing_that_would_not_be_exact_is_off_and_refused_when_asked(
     assert not any(b.shared for b in loaders[0].batches(0))
     with pytest.raises(InputError, match=rf"--share_prefix: cannot be exact: {why}"):
         quick(prefixed(15), base, tmp_path / "other", share_prefix=True, **(STEPS | settings))
+
+
+def test_sharing_that_is_left_out_is_said(base: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    quick(prefixed(15), base, tmp_path / "run", say=said.append, **(STEPS | {"max_steps": 1, "dropout": 0.1}))
+    assert "shared beginnings: computed in each record: with dropout each record needs its own" in said
+
+
+BUDGET: dict[str, Any] = {"batch_tokens": 90, "batch_size": 8, "grad_accum": 2, "epochs": 2, "dropout": 0.1, "lr": 1e-2}
+
+
+def test_a_budget_of_tokens_resumes_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = BUDGET | {"rows": {"split": "train:25,validation:5"}, "save_every": "2"}
+    whole = quick(records(30), base, tmp_path / "whole", say=said.append, **settings)
+    assert any("steps of up to 180 tokens" in line for line in said) and whole.steps >= 6
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(records(30), base, tmp_path / "cut", listeners=[At("step", 3, stop)], **settings)
+    quick(records(30), base, tmp_path / "cut", **settings)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert gap(weights(tmp_path / "cut/final"), weights(tmp_path / "whole/final")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"batch_tokens": 3, "batch_size": 8}, r"--batch_tokens: the longest sequence has \d+ tokens \(got 3\)"),
+        ({"batch_tokens": 0, "batch_size": 8}, r"--batch_tokens: must be an integer >= 1 \(got 0\)"),
+        ({"batch_tokens": 90, "batch_size": 4}, r"--batch_tokens: is the size of a batch, and so is --batch_size"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(base: Path, tmp_path: Path, settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        quick(records(15), base, tmp_path / "run", **settings)
+
+
+@pytest.mark.parametrize(
+    ("capability", "machine", "warned"), [("AVX2", "x86_64", 1), ("AVX512", "x86_64", 0), ("DEFAULT", "aarch64", 0)]
+)
+def test_a_processor_that_only_imitates_bfloat16_is_told(
+    capability: str, machine: str, warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    said: list[str] = []
+    for precision in ("float32", "bf16"):
+        check_precision(TrainConfig(precision=precision), torch.device("cpu"), said.append)
+    assert [line.startswith("warning: --precision bf16: this processor") for line in said] == [True] * warned
+
+
+def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    with pytest.raises(InputError, match=r"--precision: Some GPU has no bfloat16 \(got bf16\).*float32"):
+        check_precision(TrainConfig(precision="bf16"), torch.device("cuda"), lambda _: None)

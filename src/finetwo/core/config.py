@@ -201,6 +201,8 @@ class TrainConfig:
     """Stop after this many optimizer steps; wins over --epochs."""
     batch_size: int = 8
     """Records per micro-batch."""
+    batch_tokens: int | None = None
+    """Tokens per micro-batch, records of like length together, instead of --batch_size."""
     grad_accum: int = 1
     """Micro-batches per optimizer step; the update equals one large batch."""
     lr: float | None = None
@@ -289,9 +291,12 @@ class TrainConfig:
         for name in ("batch_size", "grad_accum"):
             if getattr(self, name) > 1_000_000:
                 raise InputError(f"--{name}", "must be at most 1,000,000", getattr(self, name), "give a smaller number")
-        for name in ("max_steps", "eval_limit"):
+        for name in ("max_steps", "eval_limit", "batch_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name}", "must be an integer >= 1", getattr(self, name), "give 1 or more")
+        if self.batch_tokens is not None and self.batch_size != 8:
+            fix = "give one of them"
+            raise InputError("--batch_tokens", "is the size of a batch, and so is --batch_size", self.batch_size, fix)
         _range("--epochs", self.epochs, 0.0, 1e6, open_low=True)
         _range("--lr", self.lr, 0.0, 10.0, open_low=True)
         _range("--muon_lr", self.muon_lr, 0.0, 10.0, open_low=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from finetwo.core.errors import InputError
 from finetwo.data.batch import Batch, layout
 from finetwo.data.sequences import Sequence
 
@@ -41,7 +42,12 @@ class InMemory:
 
 
 class Loader:
-    """The order of training: shuffled anew in each epoch, every record once an epoch, the last step shorter."""
+    """The order of training: shuffled anew in each epoch, every record once an epoch, the last step shorter.
+
+    With `batch_tokens` a micro-batch holds as many records as fit that many tokens (padding counted where there is
+    any), records of like length together. How many records each micro-batch holds is told by the lengths alone and is
+    the same in each epoch; which of them it holds, and in which order micro-batches come, is drawn.
+    """
 
     def __init__(
         self,
@@ -52,34 +58,67 @@ class Loader:
         seed: int,
         *,
         share: bool = False,
+        batch_tokens: int | None = None,
     ) -> None:
-        self.data, self.batch_size, self.grad_accum = data, batch_size, grad_accum
+        self.data, self.grad_accum = data, grad_accum
         self.packing, self.seed, self.share = packing, seed, share
-        self.steps_per_epoch = math.ceil(len(data) / (batch_size * grad_accum))
-        self._order: tuple[int, np.ndarray] | None = None
+        self._lengths = self._cuts = None
+        count = math.ceil(len(data) / batch_size)
+        self.batch_size = batch_size
+        if batch_tokens is not None:
+            self._lengths = np.array([len(data.get(i, 0)) for i in range(len(data))])
+            self._cuts = _cuts(np.sort(self._lengths)[::-1], batch_tokens, padded=packing is False)
+            count = len(self._cuts) + 1
+        self.steps_per_epoch = math.ceil(count / grad_accum)
+        self._order: tuple[int, list[np.ndarray]] | None = None
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _parts(self, epoch: int) -> list[np.ndarray]:
+        """The record numbers of each micro-batch of `epoch`."""
         cached = self._order
         if cached is None or cached[0] != epoch:
-            cached = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.data)))
-            self._order = cached
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(len(self.data))
+            if self._lengths is None or self._cuts is None:
+                parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            else:
+                order = order[np.argsort(-self._lengths[order], kind="stable")]
+                parts = np.split(order, self._cuts)
+                parts = [parts[i] for i in rng.permutation(len(parts))]
+            self._order = cached = (epoch, parts)
         return cached[1]
+
+    def _step(self, step: int) -> list[np.ndarray]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._parts(epoch)[place * self.grad_accum : (place + 1) * self.grad_accum]
 
     def indices(self, step: int) -> list[int]:
         """Return the record numbers that step `step` (from 0) sees."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        size = self.batch_size * self.grad_accum
-        return [int(i) for i in self._permutation(epoch)[place * size : (place + 1) * size]]
+        return [int(i) for part in self._step(step) for i in part]
 
     def batches(self, step: int) -> list[Batch]:
         """Return the micro-batches of step `step` (from 0)."""
-        chosen = [self.data.get(i, step // self.steps_per_epoch) for i in self.indices(step)]
-        parts = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
+        epoch = step // self.steps_per_epoch
+        parts = [[self.data.get(int(i), epoch) for i in part] for part in self._step(step)]
         return [layout(part, self.packing, share=self.share) for part in parts]
 
     def stream(self, first: int, last: int, workers: int) -> Iterator[list[Batch]]:
         """Yield the batches of steps first..last-1, prepared ahead by `workers` threads (0: inline)."""
         yield from ahead(self.batches, range(first, last), workers)
+
+
+def _cuts(lengths: np.ndarray, budget: int, *, padded: bool) -> list[int]:
+    """Where to cut `lengths`, which fall, so that each stretch keeps to `budget` tokens; InputError if one cannot."""
+    if lengths[0] > budget:
+        what = f"the longest sequence has {lengths[0]:,} tokens"
+        raise InputError("--batch_tokens", what, budget, f"give {lengths[0]} or more, or a smaller --max_length")
+    cuts: list[int] = []
+    first = total = 0
+    for i, length in enumerate(lengths.tolist()):
+        total = (i + 1 - first) * int(lengths[first]) if padded else total + length
+        if total > budget:
+            cuts.append(i)
+            first, total = i, length
+    return cuts
 
 
 def ahead(prepare: Callable[[int], list[Batch]], steps: range, workers: int) -> Iterator[list[Batch]]:

@@ -31,11 +31,12 @@ from finetwo.insight.proof import prove
 from finetwo.insight.samples import Shown, Watch, chunk_samples, proof_sample
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
+from finetwo.train.batching import make_loader
 from finetwo.train.job import complete, prepared_data, refuse_idle
 from finetwo.train.prepare import Prepared, detect_task
 from finetwo.train.prepared import Wanted
 from finetwo.train.rng import seed_all
-from finetwo.train.start import Start, decide, fresh_start, given_start, make_loader, pick_device, settle
+from finetwo.train.start import Start, check_precision, decide, fresh_start, given_start, pick_device, settle
 
 Say = Callable[[str], None]
 FORMAT = 1
@@ -107,6 +108,7 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
     config = replace(config, data=str(data))
     config.check()
     device = pick_device(config.device)
+    check_precision(config, device, both)
     task = detect_task(config, data)
     config = decide(replace(config, task=task.name), task, data, both)
     seed_all(config.seed)

@@ -29,6 +29,7 @@ from finetwo.store.peft import save_adapter
 from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.text.template import Template
+from finetwo.train.batching import make_loader
 from finetwo.train.evaluate import byte_lengths, class_evaluation, class_logits, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Job, Training
@@ -42,7 +43,7 @@ from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all, strictly
 from finetwo.train.signals import Preparing
-from finetwo.train.start import Start, decide, fresh_start, given_start, make_loader, pick_device, settle
+from finetwo.train.start import Start, check_precision, decide, fresh_start, given_start, pick_device, settle
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -72,7 +73,7 @@ def train(
         raise InputError("--data", "no data given", None, "finetwo train DATA, or --data DATA")
     config = replace(config, data=str(data) if isinstance(data, str | Path) else None)
     config.check()
-    pick_device(config.device)
+    check_precision(config, pick_device(config.device), say)
     if isinstance(data, str | Path):
         data = data_path(data, say)
     task = detect_task(config, data)
@@ -167,7 +168,7 @@ def _plan(wanted: Wanted, start: Start, folder: RunFolder, say: Say) -> _Planned
     loader = make_loader(config, prepared.train, model.network, say)
     total = config.max_steps or max(1, round((config.epochs or 0) * loader.steps_per_epoch))
     say(
-        f"plan: {total:,} steps of {config.batch_size * config.grad_accum} records ({loader.steps_per_epoch:,} steps "
+        f"plan: {total:,} steps of {_step_size(config)} ({loader.steps_per_epoch:,} steps "
         f"an epoch), lr {config.lr:g}, {config.precision}, {device}"
     )
     learned = sum(p.numel() for p in trainable(model.network).values())
@@ -189,6 +190,12 @@ def _plan(wanted: Wanted, start: Start, folder: RunFolder, say: Say) -> _Planned
         class_weights=weights,
     )
     return _Planned(job, model, prepared, learned, frozen)
+
+
+def _step_size(config: TrainConfig) -> str:
+    if config.batch_tokens is not None:
+        return f"up to {config.batch_tokens * config.grad_accum:,} tokens"
+    return f"{config.batch_size * config.grad_accum} records"
 
 
 # --- the parts of the job -----------------------------------------------------------------------------------------

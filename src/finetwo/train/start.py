@@ -6,6 +6,7 @@ returns is complete, so nothing after it has to guess.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
-from finetwo.data.loader import Loader, Sequences
 from finetwo.generate.pipeline import Model
 from finetwo.model.config import SIZES, GPT2Config
 from finetwo.model.network import Network
@@ -51,6 +51,21 @@ def pick_device(name: str, where: str = "--device") -> torch.device:
     if name not in there and not (name == "cuda" and "cuda:0" in there):
         raise InputError(where, "no such device here", name, f"available: {', '.join(there)}")
     return torch.device(name)
+
+
+def check_precision(config: TrainConfig, device: torch.device, say: Say) -> None:
+    """Refuse a precision that the device does not have; say where a processor only imitates it."""
+    if config.precision == "float32":
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise InputError("--precision", f"{name} has no bfloat16", config.precision, "leave it out: float32")
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT") and _is_x86():
+        say(f"warning: --precision {config.precision}: this processor has no bfloat16 products; float32 is far faster")
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConfig:
@@ -118,34 +133,6 @@ def settle(config: TrainConfig, network: Network, task: Task) -> TrainConfig:
 def usual_lr(*, fresh: bool, lora: bool, width: int) -> float:
     """The peak learning rate of a job that names none; `width` is the network's."""
     return 1e-3 if fresh else (3e-4 if lora else 5e-5) * (10.0 if width <= 320 else 1.0)
-
-
-def make_loader(config: TrainConfig, data: Sequences, network: Network, say: Say) -> Loader:
-    """The order of training, its batches laid out as cheaply as is exact for `network`."""
-    share = _shares(config, network)
-    loader = Loader(data, config.batch_size, config.grad_accum, config.packing, config.seed, share=share)
-    batches = loader.batches(0) if share else []
-    shared, real = sum(b.shared for b in batches), sum(b.real for b in batches)
-    if shared:
-        say(f"shared beginnings: computed once a batch ({shared / real:.0%} fewer tokens in the first step)")
-    return loader
-
-
-def _shares(config: TrainConfig, network: Network) -> bool:
-    """Whether a beginning that several records share is the same computation in each; InputError if asked and not."""
-    dropped = config.dropout or (network.lora.dropout if network.lora else 0)
-    why = (
-        "--packing is off"
-        if config.packing is False
-        else "with dropout each record needs its own"
-        if dropped
-        else "--pooling mean reads every token of a document"
-        if network.config.labels and network.config.pooling == "mean"
-        else ""
-    )
-    if why and config.share_prefix:
-        raise InputError("--share_prefix", f"cannot be exact: {why}", None, "leave it out")
-    return not why and config.share_prefix is not False
 
 
 def given_start(config: TrainConfig, task: Task, model: Model | None = None) -> Start:
