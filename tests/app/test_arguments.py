@@ -169,7 +169,6 @@ def test_a_word_with_a_dash_is_told_the_way_out(word: str) -> None:
         ("load_best_model_at_end", "best/ is always kept"),
         ("logging_steps", "metrics.jsonl"),
         ("train_on_inputs", "loss is on the answer only"),
-        ("gradient_checkpointing", "not there yet"),
         ("num_beams", "sampling and greedy only"),
         ("dataset_num_proc", "not needed"),
         ("push_to_hub", "nothing leaves your machine"),

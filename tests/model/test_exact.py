@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -224,3 +225,34 @@ def test_outside_its_context_nothing_is_lowered() -> None:
         raise ZeroDivisionError
     assert torch.equal(network.loss(tokens, positions, targets, Causal()), before)
     assert network(tokens).dtype == torch.float32 and network.head_read is network.head_weight
+
+
+# --- recomputing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_computed_again_give_the_same_bits_and_keep_less(kind: str, low: bool) -> None:
+    network = network_of(kind)
+    network.transformer.dropout = 0.2
+    tokens, positions, targets = batch_of(network, 1)
+    found, kept = [], []
+    for recompute in (False, True):
+        network.transformer.recompute = recompute
+        network.zero_grad()
+        torch.manual_seed(0)
+        sizes: list[int] = []
+
+        def keep(t: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(t.numel())
+            return t
+
+        precision = network.lowered() if low else contextlib.nullcontext()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), precision:
+            loss = network.loss(tokens, positions, targets, Causal())
+            at_forward = sum(sizes)
+            loss.backward()
+        kept.append(at_forward)
+        found.append([loss.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert kept[1] < kept[0] / 3

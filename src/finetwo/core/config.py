@@ -231,6 +231,8 @@ class TrainConfig:
     """One row without padding (default where it wins), or --no_packing for padded rows; the loss is the same."""
     share_prefix: bool | None = None
     """Compute what the records of a batch begin with in common once (default where it is exact: no dropout)."""
+    recompute: bool = False
+    """Keep only what goes into each block and compute the rest again in backward: less memory, about a third slower."""
     precision: Literal["float32", "bf16", "bf16-true"] = "float32"
     """float32; bf16 mixed with float32 master weights; bf16-true for everything."""
     device: str = "auto"

@@ -182,6 +182,7 @@ def _timed(
     optimizer = Optimizer(network, config, config.lr)
     network.train()
     network.transformer.dropout, network.head_dropout = config.dropout, config.head_dropout
+    network.transformer.recompute = config.recompute
     _step(network, optimizer, loader.batches(largest), config)
     order = np.argsort(sizes, kind="stable")
     taken: list[tuple[int, float]] = []

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, gelu, relu
+from torch.utils.checkpoint import checkpoint
 
 from finetwo.model.attend import Attend
 from finetwo.model.config import GPT2Config
@@ -102,6 +103,8 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.dropout = 0.0
         """Probability on embeddings, attention and residuals; in force only while `training`."""
+        self.recompute = False
+        """Whether backward computes the blocks' insides again; in force only while `training`."""
 
     def forward(
         self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None, *, tied: bool = False
@@ -117,7 +120,8 @@ class GPT2(nn.Module):
         x = dropout(words + self.wpe(positions), drop)
         last = len(self.h) - 1
         for i, block in enumerate(self.h):
-            x = block(x, attend, drop, rows if i == last else None)
+            given = (x, attend, drop, rows if i == last else None)
+            x = checkpoint(block, *given, use_reentrant=False) if self.recompute and self.training else block(*given)
         # Post-norm blocks end normalised; the last norm then has nothing left to do but is kept for the file layout.
         y: Tensor = self.ln_f(x)
         return y

@@ -87,6 +87,7 @@ class Training:
         network, job = self.job.network, self.job
         network.train()
         network.transformer.dropout, network.head_dropout = self.config.dropout, self.config.head_dropout
+        network.transformer.recompute = self.config.recompute
         if checkpoint is not None:
             self.restore(checkpoint)
         p = self.progress
