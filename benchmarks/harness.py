@@ -20,7 +20,7 @@ The form of benchmarks/results/NAME.json (all figures of the page come from ther
      "notes": [TEXT, ...]}
 
 A ratio of speed is "times better": the peer's time over ours, or our rate over the peer's; one of memory is our peak
-over the peer's. `must` and `aim` are in that sense. A side's further keys (losses, shares of a limit) are passed through.
+over the peer's. `must` and `aim` are in that sense. Further keys of a side (losses, shares of a limit) are passed on.
 """
 
 from __future__ import annotations
