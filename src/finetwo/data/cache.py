@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ from finetwo.data.paragraphs import paragraphs, whole
 from finetwo.data.sealed import filling
 from finetwo.data.sequences import Sequence
 from finetwo.text.engines import GAP
-from finetwo.text.tokenizer import GROUP, Tokenizer, usable_cores
+from finetwo.text.tokenizer import GROUP, Tokenizer, in_turn
 
 _VERSION = 3
 _BLOCK = 1 << 22
@@ -104,19 +102,7 @@ def _encoded(groups: Iterable[_Group], tokenizer: Tokenizer) -> Iterator[_Encode
         return _Encoded(group.name, tokenizer.encode_flat(group.texts), group.ends, size)
 
     tokenizer.encode("")  # its engine is made once, not by every thread
-    waiting: deque[Future[_Encoded]] = deque()
-    cores = usable_cores()
-    with ThreadPoolExecutor(cores, thread_name_prefix="finetwo-tokens") as pool:
-        try:
-            for group in groups:
-                waiting.append(pool.submit(encode, group))
-                if len(waiting) > 2 * cores:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return in_turn(encode, groups)
 
 
 class _Writer:

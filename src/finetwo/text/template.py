@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from finetwo.core.errors import InputError
@@ -115,22 +116,16 @@ class Template:
 
     def prompt(self, fields: Mapping[str, str], where: str = "prompt") -> str:
         """Return the text before the answer; InputError when a field of the template is missing."""
-        text = self.with_input if fields.get("input", "").strip() else self.text
-
-        def fill(match: re.Match[str]) -> str:
-            piece = match[0]
-            if piece in ("{{", "}}"):
-                return piece[0]
-            name = piece[1:-1].strip()
-            if name == "input":
-                return fields.get("input", "")
-            if name not in fields:
+        literals, names = _parts(self.with_input if fields.get("input", "").strip() else self.text)
+        written = [literals[0]]
+        for name, literal in zip(names, literals[1:], strict=True):
+            value = fields.get(name, "" if name == "input" else None)
+            if value is None:
                 raise InputError(
                     where, f"the template needs the field {name!r}", sorted(fields), "give it in a JSON prompt file"
                 )
-            return fields[name]
-
-        return _PIECE.sub(fill, text)
+            written += (value, literal)
+        return "".join(written)
 
     def conversation(self, turns: Sequence[Turn]) -> list[tuple[str, bool]]:
         """Return the pieces of a conversation in order, each with whether it is an answer.
@@ -168,6 +163,22 @@ class Template:
     def digest(self) -> str:
         """SHA-256 of the content, as hex."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _parts(text: str) -> tuple[list[str], list[str]]:
+    """The literal texts around the placeholders of a template, and the names in these; not to be changed."""
+    literals, names, end = [""], [], 0
+    for match in _PIECE.finditer(text):
+        literals[-1] += text[end : match.start()]
+        end = match.end()
+        if match[0] in ("{{", "}}"):
+            literals[-1] += match[0][0]
+        else:
+            names.append(match[0][1:-1].strip())
+            literals.append("")
+    literals[-1] += text[end:]
+    return literals, names
 
 
 def _position(text: str, at: int) -> str:

@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from finetwo.core.config import RowsConfig, TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.data.columns import Kind, detect_columns
 from finetwo.data.documents import is_document
+from finetwo.data.encoding import encode_records
 from finetwo.data.examples import Example, Loaded, columns_in_memory
 from finetwo.data.labels import label_index
 from finetwo.data.loader import InMemory, Sequences
 from finetwo.data.records import Place
 from finetwo.data.sealed import is_prepared, read_metadata
-from finetwo.data.sequences import Fate, Sequence, encode_document, encode_segments
+from finetwo.data.sequences import IGNORE, Fate, Sequence, encode_document
 from finetwo.data.source import find_files, place, read_rows
 from finetwo.tasks.registry import find_task
 from finetwo.tasks.task import Task
@@ -29,7 +32,7 @@ from finetwo.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
 _WINDOW = 4096
-"""Records encoded at a time."""
+"""Records looked at at a time."""
 _USUAL: dict[Kind, str] = {"instruct": "instruct", "text": "style", "classify": "classify", "entail": "entail"}
 """The task that data of a kind stands for where none is asked."""
 
@@ -131,7 +134,7 @@ def prepare_records(
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes records as a task does, some thousand at a time so that the tokenizer can use every core."""
+    """Writes records as a task does, many at a time so that the tokenizer can use every core."""
 
     task: Task
     template: Template | None
@@ -141,29 +144,35 @@ class _Writer:
 
     def write(self, examples: list[Example]) -> Iterator[tuple[Sequence | None, Fate]]:
         """Yield for each record its sequence, or None where nothing that is learned fits."""
+        if self.task.head == "language":
+            records = (self.task.write(example.fields, self.template) for example in examples)
+            yield from encode_records(self.tokenizer, records, self.max_length)
+            return
         for start in range(0, len(examples), _WINDOW):
             window = examples[start : start + _WINDOW]
             segments = [self.task.write(example.fields, self.template) for example in window]
             known = self.tokenizer.ahead({segment.text for record in segments for segment in record})
             for example, record in zip(window, segments, strict=True):
-                if self.task.head == "language":
-                    yield encode_segments(known, record, self.max_length)
-                else:
-                    target = label_index(example.fields["label"], self.labels, example.where)
-                    yield encode_document(known, record, self.max_length, target, example.where)
+                target = label_index(example.fields["label"], self.labels, example.where)
+                yield encode_document(known, record, self.max_length, target, example.where)
 
 
 def _say_train(
     train: list[Sequence], tokenizer: Tokenizer, labels: tuple[str, ...], classes: Mapping[str, int], say: Say
 ) -> None:
     """Say what the training set holds, and what of it is learned."""
-    total = sum(len(s) for s in train)
+    total = sum(map(len, train))
     if labels:
         shares = ", ".join(f"{name} {classes[name]:,}" for name in labels[:12]) + (" ..." if len(labels) > 12 else "")
         say(f"train: {len(train):,} records, {total:,} tokens, {len(labels)} classes: {shares}")
         return
-    learned = sum(s.learned for s in train)
-    ends = sum(int((s.targets == tokenizer.eot).any()) for s in train)
+    learned = ends = 0
+    for start in range(0, len(train), _WINDOW):
+        window = train[start : start + _WINDOW]
+        targets = np.concatenate([s.targets for s in window])
+        numbers = np.repeat(np.arange(len(window)), [len(s) for s in window])
+        learned += int((targets != IGNORE).sum())
+        ends += len(np.unique(numbers[targets == tokenizer.eot]))
     say(
         f"train: {len(train):,} records, {total:,} tokens, {learned:,} carry loss ({learned / total:.0%}); "
         f"end-of-text is learned in {ends:,}"
