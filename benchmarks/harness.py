@@ -105,8 +105,9 @@ def emit(result: Mapping[str, Any]) -> None:
 
 
 def script_side(name: str, script: str | Path, words: Sequence[str], *, peer: bool = False, **more: Any) -> Side:
-    """A side that is a benchmark script run with `words`, by our interpreter or the peers'."""
-    return Side(name, [str(PEER if peer else sys.executable), str(script), *words], **more)
+    """A side that is a benchmark script run with `words`, by our interpreter or the peers' if that is made."""
+    python = str(PEER) if peer and PEER.exists() else sys.executable
+    return Side(name, [python, str(script), *words], **more)
 
 
 def run_side(side: Side, timeout: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
+from finetwo.train.adamw import AdamW
 
 
 def freeze(network: nn.Module, names: str, where: str = "--freeze") -> int:
@@ -49,10 +50,10 @@ class Optimizer:
         plain = [p for n, p in named.items() if n not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         betas = (0.9, 0.95) if config.task == "pretrain" else (0.9, 0.999)
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        self.parts: list[tuple[AdamW | torch.optim.Optimizer, float]] = []
         groups = [g for g in groups if g["params"]]
         if groups:
-            self.parts.append((torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.adam_eps, fused=True), lr))
+            self.parts.append((AdamW(groups, lr, betas, config.adam_eps), lr))
         if muon:
             part = torch.optim.Muon(
                 list(muon.values()), lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95
@@ -68,20 +69,12 @@ class Optimizer:
         for part, peak in self.parts:
             for group in part.param_groups:
                 group["lr"] = peak * factor
-            self._shrink(part, shrink)
-            part.step()
+            if isinstance(part, AdamW):
+                part.step(shrink)
+            else:
+                _shrink(part, shrink)
+                part.step()
             part.zero_grad(set_to_none=True)
-
-    @staticmethod
-    def _shrink(part: torch.optim.Optimizer, shrink: float) -> None:
-        parameters = [p for group in part.param_groups for p in group["params"]]
-        if isinstance(part, torch.optim.AdamW):
-            divisor = None if shrink == 1.0 else torch.tensor(1 / shrink, device=parameters[0].device)
-            part.grad_scale = divisor  # type: ignore[attr-defined]  # what GradScaler sets
-        elif shrink != 1.0:
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad.mul_(shrink)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -114,3 +107,11 @@ class Optimizer:
             part, p = owners[name]
             same = slot != "step"
             part.state[p][slot] = value.to(p.device, p.dtype if same else torch.float32).clone()
+
+
+def _shrink(part: torch.optim.Optimizer, shrink: float) -> None:
+    """Multiply the gradients with `shrink`, in a pass of its own."""
+    for group in part.param_groups if shrink != 1.0 else ():
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.mul_(shrink)
