@@ -1,49 +1,131 @@
-"""How long a person waits before anything happens: import, help, and the peers' import, run in turn.
+"""How long a person waits: from the command to the first training step, and for import and help.
 
-python benchmarks/start.py [RUNS] prints medians with spread and, per round, our time over the peer's.
+    python benchmarks/start.py [--shape gpt2] [--rounds 5] [--smoke]
+
+Eight records and a local model folder of the asked shape with random weights; the same files for both. A command is
+timed from the outside, until the line that tells its first step, and ended there.
 """
 
 from __future__ import annotations
 
-import statistics
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-OURS = {
-    "import finetwo": [sys.executable, "-c", "import finetwo"],
-    "finetwo --help": [sys.executable, "-m", "finetwo", "--help"],
-    "finetwo train --help": [sys.executable, "-m", "finetwo", "train", "--help"],
-}
-FLOOR = {"python -c pass": [sys.executable, "-c", "pass"]}
-PEERS = {
-    "import torch": [sys.executable, "-c", "import torch"],
-    "import transformers.Trainer": [sys.executable, "-c", "from transformers import Trainer"],
-}
+from harness import OFFLINE, PARTIAL, PEER, ROOT, Bench, Side, Workload, emit, options, script_side
+from workloads import SHAPES, some, write_records
+
+MUST, AIM = 1 / 0.4, 1 / 0.3
+STEP = re.compile(r"step +1/|'loss':|\"loss\":")
+"""How FineTwo and TRL tell their first step."""
+TRL = "import sys; from trl.cli import main; sys.argv[0] = 'trl'; main()"
 
 
-def seconds(command: list[str]) -> float:
-    """Wall time of one run of `command`."""
+def until(command: list[str], seen: re.Pattern[str] | None) -> tuple[float, float]:
+    """Seconds until the command writes a line with `seen`, or ends where that is None, and its peak memory in MB."""
+    environment = os.environ | OFFLINE | {"PYTHONUNBUFFERED": "1"}
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+    assert child.stdout is not None
+    said, took = [], None
+    for line in child.stdout:
+        said.append(line)
+        if seen is not None and seen.search(line):
+            took = time.perf_counter() - started
+            os.killpg(child.pid, signal.SIGKILL)
+            break
+    _, status, usage = os.wait4(child.pid, 0)
+    if took is None and (seen is not None or status):
+        raise SystemExit(f"Error: no first step: {''.join(said)[-250:]}")
+    return took or time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e6
 
 
-def main(runs: int) -> None:
-    """Run every command `runs` times, interleaved, after one warm-up round."""
-    commands = FLOOR | OURS | PEERS
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(runs + 1):
-        for name, command in commands.items():
-            took = seconds(command)
-            if turn:
-                times[name].append(took)
-    peer = times["import transformers.Trainer"]
-    print(f"{'command':<30} {'median s':>9} {'min':>7} {'max':>7} {'/ Trainer':>10}")
-    for name, found in times.items():
-        ratio = statistics.median(a / b for a, b in zip(found, peer, strict=True))
-        print(f"{name:<30} {statistics.median(found):>9.3f} {min(found):>7.3f} {max(found):>7.3f} {ratio:>10.3f}")
+def side(words: list[str]) -> None:
+    """Time one command: `step` waits for its first step, `end` for its end."""
+    kind, *command = words
+    with tempfile.TemporaryDirectory(dir=PARTIAL) as out:
+        took, peak = until([word.replace("OUT", f"{out}/run") for word in command], STEP if kind == "step" else None)
+    emit({"value": took, "peak_mb": peak})
+
+
+def make(folder: Path, shape: str) -> None:
+    """Write the records and a model folder; a process of its own, since it takes PyTorch."""
+    from finetwo.model.config import GPT2Config
+    from finetwo.model.network import Network
+    from finetwo.store.folder import Extras, save_model
+    from finetwo.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(ROOT / "src" / "finetwo" / "assets" / "tiny")
+    size = SHAPES[shape] | {"vocab_size": max(SHAPES[shape]["vocab_size"], tokenizer.vocab_size)}
+    save_model(folder / "model", Network.fresh(GPT2Config(**size), 0), tokenizer, Extras())
+    found = some(8)
+    rows = [{"prompt": f"{r['instruction']} {r['input']}".strip(), "completion": r["output"]} for r in found]
+    write_records(folder / "data" / "train.json", rows)
+
+
+def first_step(folder: Path, smoke: bool) -> Workload:
+    """From the command to the first step."""
+    data, model = folder / "data" / "train.json", folder / "model"
+    ours = [sys.executable, "-m", "finetwo", "train", str(data), "--model", str(model), "--max_steps", "3"]
+    ours += ["--batch_size", "8", "--out", "OUT"]
+    theirs = [str(PEER), "-c", TRL, "sft", "--model_name_or_path", str(model), "--dataset_name", str(folder / "data")]
+    theirs += ["--max_steps", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--report_to", "none"]
+    theirs += ["--output_dir", "OUT"]
+    sides = [script_side("finetwo", __file__, ["side", "step", *ours])]
+    if not smoke:
+        sides.append(script_side("trl sft", __file__, ["side", "step", *theirs]))
+    pairs = [("finetwo", "trl sft", MUST, AIM)]
+    return Workload("command to first step, 8 records", "s", sides, pairs, better="lower", group="start")
+
+
+def waiting(smoke: bool) -> Workload:
+    """Imports and help texts."""
+    py, peer = sys.executable, str(PEER if PEER.exists() else sys.executable)
+    commands = {
+        "python -c pass": [py, "-c", "pass"],
+        "import finetwo": [py, "-c", "import finetwo"],
+        "finetwo --help": [py, "-m", "finetwo", "--help"],
+        "finetwo train --help": [py, "-m", "finetwo", "train", "--help"],
+        "import torch": [peer, "-c", "import torch"],
+        "import transformers.Trainer": [peer, "-c", "from transformers import Trainer"],
+        "trl sft --help": [peer, "-c", TRL, "sft", "--help"],
+        "litgpt --help": [peer, "-m", "litgpt", "--help"],
+    }
+    wanted = list(commands)[:4] if smoke else list(commands)
+    sides: list[Side] = [script_side(name, __file__, ["side", "end", *commands[name]]) for name in wanted]
+    pairs = [("finetwo --help", "trl sft --help", None, None), ("import finetwo", "import torch", None, None)]
+    return Workload("wait for import and help", "s", sides, pairs, better="lower", group="start")
+
+
+def main(words: list[str]) -> int:
+    """Run one side (hidden words), or all of them in turn."""
+    if words[:1] == ["side"]:
+        side(words[1:])
+        return 0
+    if words[:1] == ["make"]:
+        make(Path(words[1]), words[2])
+        return 0
+    parser = options(__doc__)
+    parser.set_defaults(rounds=5)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt2", help="the model's shape (gpt2)")
+    asked = parser.parse_args(words)
+    shape = "smaller" if asked.smoke else asked.shape
+    bench = Bench("start", asked, shape=shape)
+    PARTIAL.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=PARTIAL) as work:
+        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"}
+        subprocess.run([sys.executable, __file__, "make", work, shape], check=True, env=environment)
+        if bench.measure_all([first_step(Path(work), asked.smoke), waiting(asked.smoke)]):
+            bench.finish()
+    return 0
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    sys.exit(main(sys.argv[1:]))
