@@ -23,7 +23,7 @@ BUILDS = {"llama-cpp-python": "built from source, some minutes"}
 
 def name_of(requirement: str) -> str:
     """The package that a line of peers.txt names."""
-    return requirement.partition("==")[0]
+    return requirement.partition("==")[0].strip()
 
 
 def pinned() -> tuple[list[str], list[str]]:
@@ -43,7 +43,7 @@ def constraints(folder: Path) -> Path:
     """One file that holds our own pins and the peers', which win where both name a package."""
     needed, optional = pinned()
     pins = {name_of(line): line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()}
-    pins |= {name_of(line): line for line in needed + optional}
+    pins |= {name_of(line): line.split()[0] for line in needed + optional}
     file = folder / "constraints.txt"
     file.write_text("\n".join(pins.values()) + "\n", encoding="utf-8")
     return file
@@ -53,13 +53,14 @@ def install(python: Path, limits: Path, requirements: list[str]) -> str:
     """Install some requirements; return an empty text, or what pip said last."""
     started = time.monotonic()
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "-c", str(limits)]
-    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
+    words = [word for requirement in requirements for word in requirement.split()]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
     names = ", ".join(map(name_of, requirements))
     if done.returncode == 0:
         print(f"  {names}: {time.monotonic() - started:.0f} s", flush=True)
         return ""
-    words = [line for line in done.stderr.splitlines() if line.strip()]
-    return words[-1] if words else f"pip ended with {done.returncode}"
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return said[-1] if said else f"pip ended with {done.returncode}"
 
 
 def main(words: list[str]) -> int:
