@@ -14,8 +14,8 @@ from typing import Any
 SHAPES: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
     "gpt2-medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16, "n_positions": 1024, "vocab_size": 50257},
-    "small": {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 128, "vocab_size": 512},
-    "smaller": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 128, "vocab_size": 512},
+    "small": {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 128, "vocab_size": 8192},
+    "smaller": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 128, "vocab_size": 8192},
 }
 """The shapes that are measured; the last two are for smoke runs."""
 COMMON = (

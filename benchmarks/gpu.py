@@ -1,0 +1,98 @@
+"""FineTwo on one CUDA GPU, without a network: correctness first, then training and decoding against the peers.
+
+    python benchmarks/gpu.py [--rounds 1] [--only TEXT] [--smoke]
+
+Random weights of the published shapes, records made here. It ends in under ten minutes and prints a short table last;
+a call that ran out of time goes on where it stopped. --smoke runs the same on a CPU with tiny shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import Bench, Side, Workload, options, script_side
+
+SCRIPT = Path(__file__).with_name("gpu_sides.py")
+
+
+def side(name: str, part: str, job: dict[str, Any], *, peer: bool = False) -> Side:
+    """One side of a workload."""
+    return script_side(name, SCRIPT, [part, json.dumps(job)], peer=peer)
+
+
+def training(shape: str, kind: str, lora: bool, smoke: bool) -> Workload:
+    """A training job, ours and the peer's."""
+    job = {"shape": shape, "kind": kind, "lora": lora, "device": "cuda", "precision": "bf16", "warm": 5, "steps": 20}
+    dense = {"batch": 16 if shape == "gpt2" else 8, "length": 1024}
+    job |= dense if kind == "dense" else {"batch": 128, "length": 512}
+    if smoke:
+        job |= {"device": "cpu", "precision": "float32", "warm": 1, "steps": 2, "batch": 2, "length": 64}
+        if kind == "short":
+            job |= {"length": 128}
+    peer = "peft + trainer" if lora else "trainer"
+    sides = [side("finetwo", "finetwo training", job), side(peer, "peer training", job)]
+    asked = (3.0, 6.0) if lora and kind == "short" else (None, None)
+    name = f"{shape} {'LoRA' if lora else 'full'} {kind}"
+    return Workload(name, "tokens/s", sides, [("finetwo", peer, *asked)], group="gpu training", settings=job)
+
+
+def decoding(shape: str, batch: int, smoke: bool) -> Workload:
+    """Greedy decoding, ours and transformers'."""
+    job = {"shape": shape, "batch": batch, "device": "cuda", "precision": "bf16", "prompt": 64, "new": 128, "repeat": 3}
+    if smoke:
+        job |= {"device": "cpu", "precision": "float32", "prompt": 8, "new": 6, "repeat": 1}
+    sides = [side("finetwo", "finetwo decoding", job), side("transformers", "peer decoding", job)]
+    name = f"{shape} decode, batch {batch}"
+    return Workload(
+        name, "tokens/s", sides, [("finetwo", "transformers", None, None)], group="gpu decoding", settings=job
+    )
+
+
+def workloads(smoke: bool) -> list[Workload]:
+    """Everything after the check, the fastest told first."""
+    size = {"size": 256, "device": "cpu", "precision": "float32"} if smoke else {"size": 8192, "device": "cuda"}
+    products = [side("bf16", "rate", {"precision": "bf16", **size})]
+    rate = Workload("matrix product", "FLOP/s", products, group="limit", settings=size)
+    shapes = ["smaller"] if smoke else ["gpt2", "gpt2-medium"]
+    jobs = [training(s, kind, lora, smoke) for s in shapes for kind in ("dense", "short") for lora in (False, True)]
+    batches = [1, 2] if smoke else [1, 8, 64]
+    return [rate, *jobs, *(decoding(s, batch, smoke) for s in shapes for batch in batches)]
+
+
+def share_of_limit(bench: Bench) -> None:
+    """Say what share of the measured matrix rate dense training reaches."""
+    by_name = {row["name"]: row for row in bench.workloads}
+    limit = by_name["matrix product"]["sides"].get("bf16", {}).get("median")
+    for row in bench.workloads:
+        ours = row["sides"].get("finetwo", {})
+        if limit and "flops" in ours:
+            ours["share"] = ours["median"] * ours["flops"] / limit
+            bench.notes.append(f"{row['name']}: {ours['share']:.0%} of the measured matrix rate")
+
+
+def main(words: list[str]) -> int:
+    """Check, measure, print."""
+    parser = options(__doc__)
+    parser.set_defaults(rounds=1, minutes=9.5)
+    parser.add_argument("--only", default="", help="only workloads whose name contains this")
+    asked = parser.parse_args(words)
+    bench = Bench("gpu", asked, only=asked.only)
+    job = {"shape": "smaller" if asked.smoke else "small", "device": "cpu" if asked.smoke else "cuda"}
+    checked = bench.once("correctness", side("finetwo", "check", job), 0)
+    if "failure" in checked:
+        print(f"gpu: not measured, since the check before failed: {checked['failure']}", file=sys.stderr)
+        return 1
+    bench.notes += [f"{name}: off by {value:.1e} of the largest" for name, value in checked["differences"].items()]
+    everything = workloads(asked.smoke)
+    if bench.measure_all([everything[0], *(w for w in everything[1:] if asked.only in w.name)]):
+        share_of_limit(bench)
+        bench.finish()
+        print("\n".join(bench.notes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
