@@ -56,10 +56,12 @@ def workloads(smoke: bool) -> list[Workload]:
     size = {"size": 256, "device": "cpu", "precision": "float32"} if smoke else {"size": 8192, "device": "cuda"}
     products = [side("bf16", "rate", {"precision": "bf16", **size})]
     rate = Workload("matrix product", "FLOP/s", products, group="limit", settings=size)
-    shapes = ["smaller"] if smoke else ["gpt2", "gpt2-medium"]
+    if smoke:
+        jobs = [training("smaller", "dense", False, smoke), training("smaller", "short", True, smoke)]
+        return [rate, *jobs, decoding("smaller", 2, smoke)]
+    shapes = ("gpt2", "gpt2-medium")
     jobs = [training(s, kind, lora, smoke) for s in shapes for kind in ("dense", "short") for lora in (False, True)]
-    batches = [1, 2] if smoke else [1, 8, 64]
-    return [rate, *jobs, *(decoding(s, batch, smoke) for s in shapes for batch in batches)]
+    return [rate, *jobs, *(decoding(s, batch, smoke) for s in shapes for batch in (1, 8, 64))]
 
 
 def share_of_limit(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""The sides of the GPU benchmark: one training job, decoding, the rate of matrix products, and the check before them all.
+"""The sides of the GPU benchmark: training, decoding, the rate of matrix products, and the check before them all.
 
 Each is one process that ends by handing over its figure. Its one invariant: both sides of a pair get the same shape of
 random weights, the same records, batches, precision and number of steps.
@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,11 @@ def finetwo_training(job: dict[str, Any]) -> None:
             task="instruct" if job["kind"] == "short" else "style", out=f"{out}/run", device=device,
             precision=job["precision"], batch_size=job["batch"], max_length=job["length"], eval_every="0",
             max_steps=job["steps"] + job["warm"], lr=1e-4, warmup=0.0, schedule="constant", save_every="0",
-            rows=RowsConfig(split="train:1.0"), lora=LoraConfig(rank=8, targets="c_attn") if job["lora"] else LoraConfig(),
+            rows=RowsConfig(split="train:1.0"),
+            lora=LoraConfig(rank=8, targets="c_attn") if job["lora"] else LoraConfig(),
         )  # fmt: skip
-        try:
-            train(config, rows_of(job), model=Model(network_of(job), tokenizer))
-        except Enough:
-            pass
+        with suppress(Enough):
+            train(config, rows_of(job), model=Model(network_of(job), tokenizer), listeners=[Watch()])
     dense = {} if job["kind"] == "short" else {"flops": flops_per_token(SHAPES[job["shape"]], job["length"])}
     told(marks, job["warm"], device, losses=losses, precision=job["precision"], **dense)
 
@@ -147,7 +147,7 @@ def hub_model(job: dict[str, Any], weights: bool = False) -> Any:
 
 def peer_training(job: dict[str, Any]) -> None:
     """The same job by transformers' Trainer, with PEFT for an adapter."""
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     model = hub_model(job)
     if job["lora"]:
@@ -158,18 +158,15 @@ def peer_training(job: dict[str, Any]) -> None:
     marks: list[tuple[float, int]] = []
     seen = [0]
 
-    class Pad:
-        """Only what DataCollatorForSeq2Seq asks of a tokenizer."""
-
-        padding_side = "right"
-
-        def pad(self, features: list[dict[str, Any]], **_: Any) -> dict[str, torch.Tensor]:
-            longest = max(len(f["input_ids"]) for f in features)
-            rows = [f["input_ids"] + [0] * (longest - len(f["input_ids"])) for f in features]
-            masks = [[1] * len(f["input_ids"]) + [0] * (longest - len(f["input_ids"])) for f in features]
-            seen[0] += sum(map(sum, masks))
-            labels = torch.tensor([f["labels"] for f in features])
-            return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks), "labels": labels}
+    def collate(features: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        lengths = [len(f["input_ids"]) for f in features]
+        seen[0] += sum(lengths)
+        batch = {
+            name: torch.tensor([f[name] + [fill] * (max(lengths) - len(f[name])) for f in features])
+            for name, fill in (("input_ids", 0), ("labels", -100))
+        }
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        return batch | {"attention_mask": mask.long()}
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -182,7 +179,6 @@ def peer_training(job: dict[str, Any]) -> None:
             bf16=job["precision"] == "bf16", use_cpu=job["device"] == "cpu", logging_steps=1, save_strategy="no",
             report_to=[], lr_scheduler_type="constant", disable_tqdm=True, dataloader_num_workers=0,
         )  # fmt: skip
-        collate = DataCollatorForSeq2Seq(Pad(), label_pad_token_id=-100)
         trainer = Trainer(model, arguments, train_dataset=examples_of(job), data_collator=collate, callbacks=[Watch()])
         trainer.train()
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
@@ -225,7 +221,7 @@ def finetwo_decoding(job: dict[str, Any]) -> None:
 
 
 def peer_decoding(job: dict[str, Any]) -> None:
-    """transformers' generate, greedy, less the time of its first token."""
+    """Their generate, greedy, less the time of its first token."""
     model = hub_model(job).to(job["device"], torch.bfloat16 if job["precision"] == "bf16" else torch.float32).eval()
     ids = torch.tensor(prompts_of(job), device=job["device"])
 
@@ -260,17 +256,14 @@ def measured(network: Any, tokens: torch.Tensor, precision: str) -> tuple[torch.
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
     weight = network.transformer.wte.weight
-    return logits.detach().float().cpu(), float(loss), weight.grad.detach().float().cpu()
+    return logits.detach().float().cpu(), float(loss.detach()), weight.grad.detach().float().cpu()
 
 
 def apart(a: Any, b: Any) -> float:
     """The largest difference of what two networks gave, as a share of the largest value."""
     (la, xa, ga), (lb, xb, gb) = a, b
-    return max(
-        float((la - lb).abs().max() / lb.abs().max()),
-        abs(xa - xb) / abs(xb),
-        float((ga - gb).abs().max() / gb.abs().max()),
-    )
+    logits, gradients = (float((x - y).abs().max() / y.abs().max()) for x, y in ((la, lb), (ga, gb)))
+    return max(logits, abs(xa - xb) / abs(xb), gradients)
 
 
 def check(job: dict[str, Any]) -> None:
