@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import Bench, Side, Workload, options, script_side
 
-SCRIPT = Path(__file__).with_name("gpu_sides.py")
+SCRIPT = Path(__file__).with_name("training_sides.py")
 
 
 def side(name: str, part: str, job: dict[str, Any], *, peer: bool = False) -> Side:
@@ -25,7 +25,15 @@ def side(name: str, part: str, job: dict[str, Any], *, peer: bool = False) -> Si
 
 def training(shape: str, kind: str, lora: bool, smoke: bool) -> Workload:
     """A training job, ours and the peer's."""
-    job = {"shape": shape, "kind": kind, "lora": lora, "device": "cuda", "precision": "bf16", "warm": 5, "steps": 20}
+    job = {
+        "shape": shape,
+        "kind": kind,
+        "rank": 8 if lora else 0,
+        "device": "cuda",
+        "precision": "bf16",
+        "warm": 5,
+        "steps": 20,
+    }
     dense = {"batch": 16 if shape == "gpt2" else 8, "length": 1024}
     job |= dense if kind == "dense" else {"batch": 128, "length": 512}
     if smoke:

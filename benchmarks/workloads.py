@@ -14,10 +14,14 @@ from typing import Any
 SHAPES: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
     "gpt2-medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16, "n_positions": 1024, "vocab_size": 50257},
+    "2 x 128": {"n_layer": 2, "n_embd": 128, "n_head": 2, "n_positions": 1024, "vocab_size": 8192},
+    "4 x 256": {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 1024, "vocab_size": 8192},
+    "8 x 512": {"n_layer": 8, "n_embd": 512, "n_head": 8, "n_positions": 1024, "vocab_size": 8192},
+    "12 x 768": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 8192},
     "small": {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 128, "vocab_size": 8192},
     "smaller": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 128, "vocab_size": 8192},
 }
-"""The shapes that are measured; the last two are for smoke runs."""
+"""The shapes that are measured, some by layers and width; the last two are for smoke runs."""
 COMMON = (
     "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which "
     "one you were all her she there would their we him been has when who will no more if out so up said what its about "
@@ -77,6 +81,13 @@ def records(seed: int = 0, answer: float = 9.0) -> Iterator[dict[str, str]]:
         asked = writer.random.choice(_ASKED).format(writer.text(4))
         more = writer.text(6) if writer.random.random() < 0.4 else ""
         yield {"instruction": asked, "input": more, "output": writer.text(answer).capitalize() + "."}
+
+
+def parameters(shape: str) -> int:
+    """The weights of a shape, the head's being those of the embedding."""
+    s = SHAPES[shape]
+    width = s["n_embd"]
+    return s["n_layer"] * (12 * width * width + 13 * width) + (s["vocab_size"] + s["n_positions"] + 2) * width
 
 
 def size_of(record: dict[str, str]) -> int:

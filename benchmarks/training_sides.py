@@ -1,4 +1,4 @@
-"""The sides of the GPU benchmark: training, decoding, the rate of matrix products, and the check before them all.
+"""Sides that train and decode, ours and the peers; the rate of matrix products, and the check before them all.
 
 Each is one process that ends by handing over its figure. Its one invariant: both sides of a pair get the same shape of
 random weights, the same records, batches, precision and number of steps.
@@ -105,7 +105,7 @@ def finetwo_training(job: dict[str, Any]) -> None:
             precision=job["precision"], batch_size=job["batch"], max_length=job["length"], eval_every="0",
             max_steps=job["steps"] + job["warm"], lr=1e-4, warmup=0.0, schedule="constant", save_every="0",
             rows=RowsConfig(split="train:1.0"),
-            lora=LoraConfig(rank=8, targets="c_attn") if job["lora"] else LoraConfig(),
+            lora=LoraConfig(rank=job["rank"], targets="c_attn") if job["rank"] else LoraConfig(),
         )  # fmt: skip
         with suppress(Enough):
             train(config, rows_of(job), model=Model(network_of(job), tokenizer), listeners=[Watch()])
@@ -150,10 +150,13 @@ def peer_training(job: dict[str, Any]) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     model = hub_model(job)
-    if job["lora"]:
+    if job["rank"]:
         from peft import LoraConfig, get_peft_model
 
-        wanted = LoraConfig(r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+        wanted = LoraConfig(
+            r=job["rank"], lora_alpha=2 * job["rank"], target_modules=["c_attn"], fan_in_fan_out=True,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
         model = get_peft_model(model, wanted)
     marks: list[tuple[float, int]] = []
     seen = [0]
