@@ -10,10 +10,11 @@ FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo "$$p"; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench golden clean
+.PHONY: help install demo test test-slow check bench golden clean bench-train bench-generate bench-data bench-start \
+	bench-growth bench-limits bench-gpu bench-page
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## Make .venv with FineTwo and the development tools (once)
 
@@ -45,8 +46,36 @@ check: $(STAMP)  ## Lint, format, strict types, architecture
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(STAMP)  ## Time the start of FineTwo against transformers'
-	@$(BIN)/python benchmarks/start.py
+bench: bench-limits bench-train bench-generate bench-data bench-start bench-growth bench-page  ## Run every benchmark that needs no GPU
+
+PEERS := .venv-peers/.stamp
+$(PEERS): benchmarks/peers.txt constraints.txt $(STAMP)
+	@$(BIN)/python benchmarks/peers.py
+	@touch $@
+
+bench-train: $(STAMP) $(PEERS)  ## Measure training against transformers, TRL, PEFT, LitGPT and a plain loop
+	@$(BIN)/python benchmarks/train.py $(ARGS)
+
+bench-generate: $(STAMP) $(PEERS)  ## Measure generation against transformers, CTranslate2 and llama.cpp
+	@$(BIN)/python benchmarks/generate.py $(ARGS)
+
+bench-data: $(STAMP) $(PEERS)  ## Measure tokenising against the Hugging Face fast tokeniser
+	@$(BIN)/python benchmarks/data.py $(ARGS)
+
+bench-start: $(STAMP) $(PEERS)  ## Measure the wait before the first step, against TRL
+	@$(BIN)/python benchmarks/start.py $(ARGS)
+
+bench-growth: $(STAMP)  ## Measure how cost grows with size, length, batch, rank and jobs
+	@$(BIN)/python benchmarks/growth.py $(ARGS)
+
+bench-limits: $(STAMP)  ## Measure what the machine can do at most
+	@$(BIN)/python benchmarks/limits.py $(ARGS)
+
+bench-gpu: $(STAMP)  ## Check and measure on one CUDA GPU (under ten minutes; no network)
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-page: $(STAMP)  ## Write docs/performance.md from the benchmarks' results
+	@$(BIN)/python benchmarks/performance_page.py
 
 golden: $(STAMP)  ## Rewrite the golden files; review them as a diff
 	@FINETWO_GOLDEN=1 $(BIN)/python -m pytest -q tests/test_golden.py

@@ -34,7 +34,7 @@ LABELS = {"model size": "parameters", "sequence length": "tokens a row", "batch"
 def job_of(smoke: bool, **changed: Any) -> dict[str, Any]:
     """A training job that differs from the usual one in what is given."""
     job = {"kind": "dense", "device": "cpu", "precision": "float32", "warm": 2, "steps": 5, **USUAL, **changed}
-    return job | ({"warm": 1, "steps": 1, "shape": "smaller", "length": 16, "batch": 1} if smoke else {})
+    return job | ({"warm": 1, "steps": 2, "shape": "smaller", "length": 16, "batch": 1} if smoke else {})
 
 
 def together(count: int, job: Mapping[str, Any]) -> None:
