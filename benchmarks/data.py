@@ -2,8 +2,8 @@
 
     python benchmarks/data.py [--megabytes 16] [--data FILE] [--tokenizer FOLDER] [--smoke]
 
-Ours is the whole way from records to sequences with targets; the peers get the finished texts and only encode. Counts
-of tokens must be equal, or the script fails.
+Ours is the whole way from records to sequences with targets; the peers get the finished texts and only encode. Where
+prompt and answer are encoded apart, counts of tokens must be equal, or the script fails.
 """
 
 from __future__ import annotations
@@ -181,6 +181,8 @@ def main(words: list[str]) -> int:
         whole = bench.measure_all([Workload(title, "MB/s", sides, pairs, group="data", settings=settings)])
     if whole:
         counts = {name: side["tokens"] for name, side in bench.workloads[0]["sides"].items()}
+        bench.notes.append("tokens: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+        counts.pop("hf, whole", None)  # blanks where prompt and answer meet may become one token there
         bench.finish()
         if any(a != b for a, b in pairwise(counts.values())):
             print(f"data: the counts of tokens differ: {counts}", file=sys.stderr)
