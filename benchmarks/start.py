@@ -77,7 +77,7 @@ def first_step(folder: Path, smoke: bool) -> Workload:
     ours += ["--batch_size", "8", "--out", "OUT"]
     theirs = [str(PEER), "-c", TRL, "sft", "--model_name_or_path", str(model), "--dataset_name", str(folder / "data")]
     theirs += ["--max_steps", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--report_to", "none"]
-    theirs += ["--output_dir", "OUT"]
+    theirs += ["--output_dir", "OUT", "--use_cpu"]
     sides = [script_side("finetwo", __file__, ["side", "step", *ours])]
     if not smoke:
         sides.append(script_side("trl sft", __file__, ["side", "step", *theirs]))

@@ -358,6 +358,12 @@ def test_reference_encoder_adds_no_control_tokens(tiny_tokenizer: Tokenizer) -> 
     assert tiny_tokenizer.eot not in encode(END_OF_TEXT) and encode("") == []
 
 
+def test_the_embedded_vocabulary_is_what_its_digest_promises() -> None:
+    embedded = Tokenizer.load(Path(module.__file__).parents[1] / "assets" / "tiny")
+    assert embedded.digest == module._EMBEDDED
+    assert merges_reach_every_token(embedded.vocabulary)
+
+
 def test_the_published_vocabulary_is_what_its_digest_promises(gpt2_tokenizer: Tokenizer) -> None:
     """The proof that is not made at each start for the published vocabulary is made here."""
     assert gpt2_tokenizer.digest == module._PUBLISHED

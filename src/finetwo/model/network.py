@@ -190,8 +190,8 @@ class Network(nn.Module):
                 )
             if not tensor.is_floating_point():
                 raise InputError(where, f"tensor {name} must hold floating-point numbers", str(tensor.dtype))
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
+            if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # much the fastest way
+                bad = int((~torch.isfinite(tensor)).sum())
                 raise InputError(
                     where,
                     f"tensor {name} holds {bad:,} values that are NaN or infinite",

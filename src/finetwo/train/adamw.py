@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class AdamW:
@@ -22,20 +22,20 @@ class AdamW:
     ) -> None:
         """Take groups of `params` and `weight_decay`."""
         self.param_groups = [{"lr": lr, "betas": betas, "eps": eps, **group} for group in groups]
-        self.state: defaultdict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     def step(self, shrink: float = 1.0) -> None:
         """Update every parameter that has a gradient, by `shrink` times that gradient, in the same pass."""
         with torch.no_grad():
             for group in self.param_groups:
-                kinds: defaultdict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = defaultdict(list)
+                kinds: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
                 for p in group["params"]:
                     if p.grad is not None:
                         kinds[p.device, p.dtype].append(p)
                 for params in kinds.values():
                     self._update(params, group, shrink)
 
-    def _update(self, params: list[nn.Parameter], group: dict[str, Any], shrink: float) -> None:
+    def _update(self, params: list[Tensor], group: dict[str, Any], shrink: float) -> None:
         """One call for parameters of one kind."""
         for p in params:
             if not self.state[p]:
@@ -49,7 +49,7 @@ class AdamW:
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             means,
             squares,
             [],
