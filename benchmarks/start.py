@@ -1,8 +1,8 @@
 """How long a person waits: from the command to the first training step, and for import and help.
 
-    python benchmarks/start.py [--shape gpt2] [--rounds 5] [--smoke]
+    python benchmarks/start.py [--shapes "4 x 256,gpt2"] [--rounds 5] [--smoke]
 
-Eight records and a local model folder of the asked shape with random weights; the same files for both. A command is
+Eight records and a local model folder of each asked shape with random weights; the same files for both. A command is
 timed from the outside, until the line that tells its first step, and ended there.
 """
 
@@ -64,25 +64,27 @@ def make(folder: Path, shape: str) -> None:
 
     tokenizer = Tokenizer.load(ROOT / "src" / "finetwo" / "assets" / "tiny")
     size = SHAPES[shape] | {"vocab_size": max(SHAPES[shape]["vocab_size"], tokenizer.vocab_size)}
-    save_model(folder / "model", Network.fresh(GPT2Config(**size), 0), tokenizer, Extras())
+    save_model(folder / shape, Network.fresh(GPT2Config(**size), 0), tokenizer, Extras())
     found = some(8)
     rows = [{"prompt": f"{r['instruction']} {r['input']}".strip(), "completion": r["output"]} for r in found]
     write_records(folder / "data" / "train.json", rows)
 
 
-def first_step(folder: Path, smoke: bool) -> Workload:
+def first_step(folder: Path, shape: str, smoke: bool) -> Workload:
     """From the command to the first step."""
-    data, model = folder / "data" / "train.json", folder / "model"
+    data, model = folder / "data" / "train.json", folder / shape
     ours = [sys.executable, "-m", "finetwo", "train", str(data), "--model", str(model), "--max_steps", "3"]
     ours += ["--batch_size", "8", "--out", "OUT"]
     theirs = [str(PEER), "-c", TRL, "sft", "--model_name_or_path", str(model), "--dataset_name", str(folder / "data")]
     theirs += ["--max_steps", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--report_to", "none"]
     theirs += ["--output_dir", "OUT", "--use_cpu"]
     sides = [script_side("finetwo", __file__, ["side", "step", *ours])]
+    launcher = "its peak is that of the process it begins in"
     if not smoke:
-        sides.append(script_side("trl sft", __file__, ["side", "step", *theirs]))
+        sides.append(script_side("trl sft", __file__, ["side", "step", *theirs], note=launcher))
     pairs = [("finetwo", "trl sft", MUST, AIM)]
-    return Workload("command to first step, 8 records", "s", sides, pairs, better="lower", group="start")
+    name = f"command to first step, 8 records, {shape}"
+    return Workload(name, "s", sides, pairs, better="lower", group="start")
 
 
 def waiting(smoke: bool) -> Workload:
@@ -114,15 +116,17 @@ def main(words: list[str]) -> int:
         return 0
     parser = options(__doc__)
     parser.set_defaults(rounds=5)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt2", help="the model's shape (gpt2)")
+    parser.add_argument("--shapes", default="4 x 256,gpt2", help=f"the models' shapes, of {', '.join(SHAPES)}")
     asked = parser.parse_args(words)
-    shape = "smaller" if asked.smoke else asked.shape
-    bench = Bench("start", asked, shape=shape)
+    shapes = ["smaller"] if asked.smoke else asked.shapes.split(",")
+    bench = Bench("start", asked, shapes=", ".join(shapes))
     PARTIAL.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PARTIAL) as work:
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"}
-        subprocess.run([sys.executable, __file__, "make", work, shape], check=True, env=environment)
-        if bench.measure_all([first_step(Path(work), asked.smoke), waiting(asked.smoke)]):
+        for shape in shapes:
+            subprocess.run([sys.executable, __file__, "make", work, shape], check=True, env=environment)
+        steps = [first_step(Path(work), shape, asked.smoke) for shape in shapes]
+        if bench.measure_all([*steps, waiting(asked.smoke)]):
             bench.finish()
     return 0
 

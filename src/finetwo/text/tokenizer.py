@@ -39,8 +39,8 @@ from finetwo.text.vocabulary import (
     vocabulary_files,
 )
 
-# The published GPT-2 vocabulary, and the embedded base's: their proof (`merges_reach_every_token`) is a test and need not
-# be made at each start.
+# The published GPT-2 vocabulary, and the embedded base's: their proof (`merges_reach_every_token`) is a test and need
+# not be made at each start.
 _PUBLISHED = "7c1c41fda261ac8aeb6291394ffb2078fc9433fc313bcd0ae37bbdad72cebc4e"
 _EMBEDDED = "4fc5a1bd14dcea5a1f8e7352b8ecac5fe4e32e41f134f30715ab15784ef36b27"
 
