@@ -13,6 +13,15 @@ from tests.train.zygote import Zygote
 from finetwo.model.network import Network
 from finetwo.store.folder import Extras, save_model
 from finetwo.text.tokenizer import Tokenizer
+from finetwo.train import start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bf16_in_earnest() -> Iterator[None]:
+    """What is asked for in bf16 is computed in bf16, on a processor that imitates it too: these models are tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "only_imitates_bf16", lambda device: False)
+        yield
 
 
 @pytest.fixture(scope="session")

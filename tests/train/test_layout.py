@@ -12,8 +12,9 @@ from tests.train.support import At, gap, losses, quick, records, step_losses, we
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
+from finetwo.train import start
 from finetwo.train.batching import make_loader
-from finetwo.train.start import check_precision
+from finetwo.train.start import only_imitates_bf16, settle_precision
 
 STEPS: dict[str, Any] = {"max_steps": 4, "lr": 1e-2, "rows": {"split": "train:11,validation:4"}}
 
@@ -95,21 +96,38 @@ def test_budgets_that_cannot_be_are_refused(base: Path, tmp_path: Path, settings
 
 
 @pytest.mark.parametrize(
-    ("capability", "machine", "warned"), [("AVX2", "x86_64", 1), ("AVX512", "x86_64", 0), ("DEFAULT", "aarch64", 0)]
+    ("capability", "machine", "imitated"), [("AVX2", "x86_64", 1), ("AVX512", "x86_64", 0), ("DEFAULT", "aarch64", 0)]
 )
-def test_a_processor_that_only_imitates_bfloat16_is_told(
-    capability: str, machine: str, warned: int, monkeypatch: pytest.MonkeyPatch
+def test_a_processor_that_would_only_imitate_bfloat16_computes_in_float32(
+    capability: str, machine: str, imitated: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(start, "only_imitates_bf16", only_imitates_bf16)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr("platform.machine", lambda: machine)
     said: list[str] = []
-    for precision in ("float32", "bf16"):
-        check_precision(TrainConfig(precision=precision), torch.device("cpu"), said.append)
-    assert [line.startswith("warning: --precision bf16: this processor") for line in said] == [True] * warned
+    settled = [
+        settle_precision(TrainConfig(precision=precision), torch.device("cpu"), said.append).precision
+        for precision in ("float32", "bf16", "bf16-true")
+    ]
+    assert settled == ["float32", "float32" if imitated else "bf16", "bf16-true"]
+    assert [line.split(" instead")[0].split(": this")[0] for line in said] == [
+        "precision: float32",
+        "warning: --precision bf16-true",
+    ] * imitated
+
+
+def test_a_run_that_falls_back_to_float32_is_one_in_float32(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "only_imitates_bf16", lambda device: True)
+    for precision in ("bf16", "float32"):
+        quick(records(15), base, tmp_path / precision, max_steps=2, precision=precision)
+    assert gap(weights(tmp_path / "bf16/final"), weights(tmp_path / "float32/final")) == 0.0
+    assert "precision: float32" in (tmp_path / "bf16/config.yaml").read_text(encoding="utf-8")
 
 
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     with pytest.raises(InputError, match=r"--precision: Some GPU has no bfloat16 \(got bf16\).*float32"):
-        check_precision(TrainConfig(precision="bf16"), torch.device("cuda"), lambda _: None)
+        settle_precision(TrainConfig(precision="bf16"), torch.device("cuda"), lambda _: None)

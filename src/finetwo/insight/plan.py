@@ -36,7 +36,7 @@ from finetwo.train.job import complete, prepared_data, refuse_idle
 from finetwo.train.prepare import Prepared, detect_task
 from finetwo.train.prepared import Wanted
 from finetwo.train.rng import seed_all
-from finetwo.train.start import Start, check_precision, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle, settle_precision
 
 Say = Callable[[str], None]
 FORMAT = 1
@@ -108,7 +108,7 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
     config = replace(config, data=str(data))
     config.check()
     device = pick_device(config.device)
-    check_precision(config, device, both)
+    config = settle_precision(config, device, both)
     task = detect_task(config, data)
     config = decide(replace(config, task=task.name), task, data, both)
     seed_all(config.seed)

@@ -43,7 +43,7 @@ from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all, strictly
 from finetwo.train.signals import Preparing
-from finetwo.train.start import Start, check_precision, decide, fresh_start, given_start, pick_device, settle
+from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle, settle_precision
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ def train(
         raise InputError("--data", "no data given", None, "finetwo train DATA, or --data DATA")
     config = replace(config, data=str(data) if isinstance(data, str | Path) else None)
     config.check()
-    check_precision(config, pick_device(config.device), say)
+    config = settle_precision(config, pick_device(config.device), say)
     if isinstance(data, str | Path):
         data = data_path(data, say)
     task = detect_task(config, data)

@@ -53,19 +53,31 @@ def pick_device(name: str, where: str = "--device") -> torch.device:
     return torch.device(name)
 
 
-def check_precision(config: TrainConfig, device: torch.device, say: Say) -> None:
-    """Refuse a precision that the device does not have; say where a processor only imitates it."""
+def settle_precision(config: TrainConfig, device: torch.device, say: Say) -> TrainConfig:
+    """Refuse a precision that the device does not have; compute in float32 where a processor would only imitate bf16.
+
+    A product in bfloat16 that is imitated takes some thirty times as long and is less exact, so nobody wants it; with
+    bf16-true the weights' size may be what is wanted, and it stays with a warning.
+    """
     if config.precision == "float32":
-        return
+        return config
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise InputError("--precision", f"{name} has no bfloat16", config.precision, "leave it out: float32")
-    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT") and _is_x86():
-        say(f"warning: --precision {config.precision}: this processor has no bfloat16 products; float32 is far faster")
+    if not only_imitates_bf16(device):
+        return config
+    if config.precision == "bf16":
+        say("precision: float32 instead of bf16, which this processor would only imitate, far slower")
+        return replace(config, precision="float32")
+    say(f"warning: --precision {config.precision}: this processor has no bfloat16 products; float32 is far faster")
+    return config
 
 
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
+def only_imitates_bf16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 by way of float32: an x86 processor without AVX-512."""
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
 def decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConfig:
