@@ -9,7 +9,7 @@ from tests.standins.models import fill_lora, random_network, tiny_config
 from finetwo.data.sequences import IGNORE
 from finetwo.insight.proof import Sample, prove, sample_of
 from finetwo.model.attend import Attend
-from finetwo.model.head import last_hidden
+from finetwo.model.gpt2 import pick
 from finetwo.model.loss import kept, summed_loss
 from finetwo.model.network import Network
 
@@ -85,7 +85,7 @@ def test_the_least_gradient_outside_of_the_mask_fails(network: Network, monkeypa
     def leaking(tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor, attend: Attend) -> torch.Tensor:
         hidden = network.hidden(tokens, positions, attend)
         keep = kept(targets)
-        own = summed_loss(last_hidden(hidden, keep), targets.reshape(-1)[keep], network.head_weight)
+        own = summed_loss(pick(hidden, keep), targets.reshape(-1)[keep], network.head_weight)
         return own + 1e-9 * hidden[0, 0].sum()
 
     monkeypatch.setattr(network, "loss", leaking)

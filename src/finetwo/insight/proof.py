@@ -137,9 +137,18 @@ def _reference_loss(network: Network, tokens: Tensor, labels: Tensor, may: Tenso
 
 
 def _gradients(network: Network, loss_of: Callable[[], Tensor]) -> tuple[float, list[Tensor], Tensor]:
-    """A loss, its gradients by parameter that learns, and its gradient at the trunk's output (B, T, D)."""
+    """A loss, its gradients by parameter that learns, and its gradient at the trunk's output (B, T, D).
+
+    Where the trunk gave out only the places that the head was to read, the gradient at all others is 0.
+    """
     seen: list[Tensor] = []
-    handle = network.transformer.register_forward_hook(lambda module, given, out: seen.append(out))
+    places: list[tuple[Tensor, Tensor | None]] = []
+
+    def hear(module: torch.nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
+        seen.append(out)
+        places.append((given[0], given[3] if len(given) > 3 else None))
+
+    handle = network.transformer.register_forward_hook(hear)
     try:
         with torch.enable_grad():
             loss = loss_of()
@@ -149,6 +158,10 @@ def _gradients(network: Network, loss_of: Callable[[], Tensor]) -> tuple[float, 
     asked = [seen[0], *parameters] if seen[0].requires_grad else parameters
     grads: list[Tensor | None] = list(torch.autograd.grad(loss, asked, allow_unused=True))
     at_hidden = grads.pop(0) if len(grads) > len(parameters) else None
-    outside = torch.zeros_like(seen[0]) if at_hidden is None else at_hidden
+    outside = torch.zeros_like(seen[0]) if at_hidden is None else at_hidden.detach()
+    tokens, rows = places[0]
+    if rows is not None:
+        outside = outside.new_zeros(tokens.numel(), outside.shape[-1]).index_copy_(0, rows, outside)
+        outside = outside.view(*tokens.shape, -1)
     full = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
-    return float(loss.detach()), full, outside.detach()
+    return float(loss.detach()), full, outside
