@@ -20,7 +20,8 @@ from finetwo.app.cli import main
 from finetwo.core.errors import InputError, Stopped
 from finetwo.data.sequences import Segment
 from finetwo.insight.curves import Curves
-from finetwo.insight.explain import explain, explained
+from finetwo.insight.evidence import Evidence
+from finetwo.insight.explain import Case, explain, explained, judge
 from finetwo.insight.verdict import Finding
 from finetwo.model.network import Network
 from finetwo.store.folder import Extras, save_model
@@ -139,6 +140,25 @@ def test_nan(bench: Bench) -> None:
 def test_flat_loss(bench: Bench) -> None:
     found = only(bench.go(rows(), adam_eps=1.0, max_steps=30), "flat loss")
     assert "--adam_eps 1.0 outweighs every gradient" in found.cause
+
+
+def test_classes_that_do_not_follow(bench: Bench) -> None:
+    rng = random.Random(6)
+    chance = [r | {"label": rng.choice(["sea", "land"])} for r in _classes(240)]
+    found = only(bench.go(chance, template=None, lr=5e-4, max_steps=110), "flat loss")
+    assert "the loss is that of guessing" in found.cause and "guessing costs 0.69" in found.check
+
+
+def test_learned_to_the_last_word() -> None:
+    losses = [3.0 * 0.9**i for i in range(80)]
+    steps = [{"step": i + 1, "loss": loss, "lr": 5e-4, "epoch": i} for i, loss in enumerate(losses)]
+    told = {0: 4.7, 20: 2.94, 40: 2.96, 60: 3.0, 80: 3.01}
+    evaluations = [{"step": step, "loss": loss} for step, loss in told.items()]
+    seen = Evidence(Path(), {"task": "instruct"}, steps, evaluations, total_steps=80)
+    found = only(judge(Case(seen, Curves.of(steps, evaluations))), "validation rises while training falls")
+    assert "rose from 2.940 at step 20 to 3.010" in found.check
+    seen.settings["patience"], seen.total_steps = "2", 200
+    assert not judge(Case(seen, Curves.of(steps, evaluations)))
 
 
 def test_overfit(bench: Bench) -> None:

@@ -6,6 +6,8 @@ no texts, no answers) stays silent, and a failure that only follows from another
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +161,8 @@ def flat_loss(case: Case) -> Finding | None:
     gain = curves.validation_gain
     if seen.peak_lr <= seen.usual / 10:
         return None  # too low, or still warming up
+    if (guessing := _guessing(case)) is not None:
+        return guessing
     if len(curves.losses) < _ENOUGH or curves.late < 0.1 or abs(curves.training_gain) > max(0.02, curves.noise):
         return None
     shown = "" if gain is None else f", the validation loss by {gain:.2%}"
@@ -180,6 +184,24 @@ def flat_loss(case: Case) -> Finding | None:
         "nothing is left that this model can learn from these records, or the answers do not follow from the prompts"
     )
     return Finding("flat loss", cause, check, "look at some records; take more of them, or a larger model")
+
+
+def _guessing(case: Case) -> Finding | None:
+    """A classifier that after some passes still does as well as one that only knows how common each class is.
+
+    Its loss may have fallen to there: a fresh head begins above it.
+    """
+    seen, texts = case.seen, case.seen.texts
+    short = seen.epochs < 3 or len(case.curves.losses) < 100
+    if not seen.labels or texts is None or short or seen.settings.get("class_weights", "none") != "none":
+        return None
+    shares = [count / len(texts.answers) for count in Counter(texts.answers).values()]
+    floor, last = -sum(share * math.log(share) for share in shares), (seen.evaluations or [{}])[-1]
+    if case.curves.late < 0.98 * floor or float(last.get("accuracy", 0.0)) > max(shares) + 0.05:
+        return None
+    check = f"after {seen.epochs:.0f} passes the training loss is {case.curves.late:.3f}; guessing costs {floor:.3f}"
+    cause = "the classes do not follow from the texts, or not for this model: the loss is that of guessing"
+    return Finding("flat loss", cause, check, "is the label column the right one? take a larger base, or more records")
 
 
 def _held_back(seen: Evidence, norm: float) -> tuple[str, str] | None:
@@ -226,7 +248,10 @@ def overfit(case: Case) -> Finding | None:
         return None
     best = min(found, key=lambda e: float(e["loss"]))
     rise = float(found[-1]["loss"]) - float(best["loss"])
-    if rise < max(0.1, 0.1 * float(best["loss"])) or _still_better(best, found[-1]):
+    least = max(0.1, 0.1 * float(best["loss"]))
+    if not seen.labels and case.curves.late < 0.05 * float(best["loss"]):
+        least = 0.01 * float(best["loss"])  # learned to the last word; the rest of the run could move little
+    if rise < least or _still_better(best, found[-1]):
         return None
     then = case.curves.around(int(best["step"]))
     if case.curves.late > 0.98 * then:
