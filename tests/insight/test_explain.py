@@ -144,8 +144,9 @@ def test_flat_loss(bench: Bench) -> None:
 
 def test_classes_that_do_not_follow(bench: Bench) -> None:
     rng = random.Random(6)
-    chance = [r | {"label": rng.choice(["sea", "land"])} for r in _classes(240)]
-    found = only(bench.go(chance, template=None, lr=5e-4, max_steps=110), "flat loss")
+    chance = [{"text": f"the {rng.choice(KEYS[:3])}", "label": rng.choice(["sea", "land"])} for _ in range(860)]
+    split = {"split": "train:800,validation:60"}
+    found = only(bench.go(chance, template=None, lr=5e-4, batch_size=32, max_steps=110, rows=split), "flat loss")
     assert "the loss is that of guessing" in found.cause and "guessing costs 0.69" in found.check
 
 
@@ -157,8 +158,6 @@ def test_learned_to_the_last_word() -> None:
     seen = Evidence(Path(), {"task": "instruct"}, steps, evaluations, total_steps=80)
     found = only(judge(Case(seen, Curves.of(steps, evaluations))), "validation rises while training falls")
     assert "rose from 2.940 at step 20 to 3.010" in found.check
-    seen.settings["patience"], seen.total_steps = "2", 200
-    assert not judge(Case(seen, Curves.of(steps, evaluations)))
 
 
 def test_overfit(bench: Bench) -> None:

@@ -197,7 +197,8 @@ def _guessing(case: Case) -> Finding | None:
         return None
     shares = [count / len(texts.answers) for count in Counter(texts.answers).values()]
     floor, last = -sum(share * math.log(share) for share in shares), (seen.evaluations or [{}])[-1]
-    if case.curves.late < 0.98 * floor or float(last.get("accuracy", 0.0)) > max(shares) + 0.05:
+    luck = max(0.05, 1 / math.sqrt(max(1, last.get("records", 0))))  # two standard errors of a fair coin
+    if case.curves.late < 0.98 * floor or float(last.get("accuracy", 0.0)) > max(shares) + luck:
         return None
     check = f"after {seen.epochs:.0f} passes the training loss is {case.curves.late:.3f}; guessing costs {floor:.3f}"
     cause = "the classes do not follow from the texts, or not for this model: the loss is that of guessing"
