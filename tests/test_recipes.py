@@ -20,7 +20,7 @@ from finetwo.text.tokenizer import Tokenizer
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 EXPECTED = {
-    "alpaca", "austen", "book", "dolly", "emotion", "rank-sweep", "rte", "sentiment", "spam", "verdict",
+    "alpaca", "austen", "austen-qlora", "book", "dolly", "emotion", "rank-sweep", "rte", "sentiment", "spam", "verdict",
     "verdict-post-norm",
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ def data_for(name: str, folder: Path) -> Path:
             rows_ = [json.dumps({"text": f"film {i}", "label": i % 2}) for i in range(60)]
             lines(folder / "films" / f"{split}.jsonl", rows_)
         return folder / "films"
-    if name == "austen":
+    if name in ("austen", "austen-qlora"):
         for work in ("emma", "persuasion", "sense"):
             lines(folder / "novels" / f"{work}.txt", [f"{work} {i}. {TEXT}" for i in range(30)])
         return folder / "novels"
@@ -85,7 +85,7 @@ def test_the_recipes_that_are_promised_are_there() -> None:
 def test_a_recipe_names_its_data_and_a_published_model(name: str) -> None:
     found = {s.name: s.value for s in read_settings(RECIPES / f"{name}.yaml")}
     assert found["model"] in SIZES
-    on_no_hub = ("book", "rank-sweep", "austen", "verdict", "verdict-post-norm")
+    on_no_hub = ("book", "rank-sweep", "austen", "austen-qlora", "verdict", "verdict-post-norm")
     assert str(found["data"]).startswith("hub:") != (name in on_no_hub)
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# ") and "--model tiny" in text
@@ -97,12 +97,17 @@ def test_a_recipe_takes_two_steps(name: str, base: Path, tmp_path: Path, capfd: 
     data, out = data_for(name, tmp_path), tmp_path / "run"
     words = ["train", "--config", str(RECIPES / f"{name}.yaml"), "--data", str(data), "--out", str(out)]
     fresh = ["--size", "2,16,2", "--tokenizer", str(base)] if "verdict" in name else ["--model", str(base)]
+    if name == "austen-qlora":
+        fresh += ["--lora.rank", "4"]  # the recipe's 64 is above the width of this base
     code = main([*words, *fresh, "--max_steps", "2", "--eval_limit", "8"])
     said = capfd.readouterr().err
     assert code == 0, said
     assert (out / "final").is_dir()
-    if name == "austen":
+    if name in ("austen", "austen-qlora"):
         assert "validation: 1 documents" in said
+    if name == "austen-qlora":
+        assert "8 matrices" in said and "stored as nf4" in said
+        assert json.loads((out / "final" / "finetwo.json").read_text())["quantize"] == "nf4"
     if name == "rte":
         assert "40 without a class" in said
 

@@ -18,7 +18,7 @@ from finetwo.core.errors import InputError
         ({"lora": {"r": 8}}, "here it is called lora.rank"),
         ({"lora": {"rnk": 8}}, "did you mean lora.rank?"),
         ({"max_new_tokens": 8}, "did you mean sampling.max_new_tokens?"),
-        ({"load_in_4bit": True}, "comes with a later version"),
+        ({"load_in_4bit": True}, "here it is called quantize nf4"),
         ({"zzz": 1}, "use data, task"),
         ({"epochs": [1]}, "must be a number"),
         ({"model": ["a"]}, "must be text"),

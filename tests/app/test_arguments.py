@@ -163,9 +163,9 @@ def test_a_word_with_a_dash_is_told_the_way_out(word: str) -> None:
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("load_in_4bit", "comes with a later version"),
-        ("load-in-8bit", "comes with a later version"),
-        ("quantize", "comes with a later version"),
+        ("load_in_4bit", "here it is called --quantize nf4"),
+        ("load-in-8bit", "here it is called --quantize int8"),
+        ("qlora", "here it is called --quantize nf4"),
         ("load_best_model_at_end", "best/ is always kept"),
         ("logging_steps", "metrics.jsonl"),
         ("train_on_inputs", "loss is on the answer only"),

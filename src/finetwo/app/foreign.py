@@ -87,6 +87,10 @@ OURS: dict[str, str] = {
     "use_rslora": "--lora.rslora",
     "do_lora": "--lora.rank",
     "use_peft": "--lora.rank",
+    **dict.fromkeys(("load_in_4bit", "qlora", "use_qlora"), "--quantize nf4"),
+    "lora": "--lora.rank",
+    "load_in_8bit": "--quantize int8",
+    "quantization": "--quantize",
     "prompt_style": "--template",
     "chat_template": "--template",
     "prompt_template": "--template",
@@ -121,7 +125,6 @@ OURS: dict[str, str] = {
 }
 
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantize", "quantization"), "comes with a later version"),
     "load_best_model_at_end": "not needed: best/ is always kept",
     **dict.fromkeys(("logging_steps", "log_interval", "log_every"), "not needed: every step is in metrics.jsonl"),
     **dict.fromkeys(

@@ -50,7 +50,8 @@ def run(words: list[str]) -> int:
     if config.data is None:
         raise InputError("train", "no data given", None, "finetwo train DATA")
     check_early(config)
-    keep_large_blocks()  # before torch is there: what is allocated earlier stays as it is
+    if config.quantize == "none":  # else memory matters more, and `train` lets blocks go
+        keep_large_blocks()  # before torch is there: what is allocated earlier stays as it is
     from finetwo.app.console import Console, say
     from finetwo.train.job import train
 

@@ -16,6 +16,7 @@ from finetwo.core.errors import InputError
 from finetwo.generate.engine import Engine, FinishReason, Request
 from finetwo.generate.predict import Prediction, Predictor, document_of
 from finetwo.model.network import Network
+from finetwo.model.stored import count_parameters
 from finetwo.store.folder import Extras, base_digest, save_model
 from finetwo.store.peft import save_adapter
 from finetwo.text.template import Template, Turn, parse_turns
@@ -68,7 +69,7 @@ class Model:
     @property
     def n_parameters(self) -> int:
         """Number of parameters, the tied head counted once and adapters included."""
-        return sum(p.numel() for p in self.network.parameters())
+        return count_parameters(self.network)
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
         """Place low-rank adapters (see `LoraConfig` for the settings); return how many linears carry one."""

@@ -20,6 +20,7 @@ from finetwo.data.batch import Batch
 from finetwo.data.loader import Loader, Sequences
 from finetwo.insight.pages import walk
 from finetwo.model.network import Network
+from finetwo.model.stored import count_parameters, weight_bytes
 from finetwo.train.evaluate import class_logits, evaluate
 from finetwo.train.machine import peak_bytes
 from finetwo.train.optimizer import Optimizer, trainable
@@ -101,7 +102,7 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
     whole, rest = divmod(total, loader.steps_per_epoch)
     read = whole * sum(sizes) + sum(_sizes(loader, range(total - rest, total), lengths))
     learned = sum(p.numel() for p in trainable(network).values())
-    size = sum(p.numel() for p in network.parameters())
+    size = count_parameters(network)
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     formula = _formula(network, learned, size, loader.batches(largest), device)
     evaluations = _times(config.eval_every, total, loader.steps_per_epoch) + 1 if validation is not None else 0
@@ -151,7 +152,7 @@ def _formula(network: Network, learned: int, size: int, batches: list[Batch], de
     """Weights, gradients, moments, what the layers keep of the largest batch, and the head's chunks."""
     shape = network.config
     tokens = max(b.tokens.size for b in batches)
-    floats = 4 * size + 12 * learned + 4 * tokens * shape.n_layer * shape.n_embd * _STATES + _CHUNKS
+    floats = weight_bytes(network) + 12 * learned + 4 * tokens * shape.n_layer * shape.n_embd * _STATES + _CHUNKS
     head = 4 * shape.vocab_size * shape.n_embd
     return floats + head + (_OVERHEAD if device.type == "cpu" else 0)
 

@@ -32,9 +32,13 @@ class Linear(Lowerable):
         y: Tensor = LowProduct.apply(x, self.weight, self.bias, low)  # type: ignore[no-untyped-call]
         return y
 
+    def absorb(self, change: Tensor) -> None:
+        """Add `change` (in, out) float32 to the weight, summed in float32."""
+        self.weight.copy_((self.weight.float() + change).to(self.weight.dtype))
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         flat = x.reshape(-1, self.in_features)
-        if self.copies is not None:
+        if self.lowered:
             flat = flat.to(LOW)
         y = self.base(flat)
         if self.adapter is not None:

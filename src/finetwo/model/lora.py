@@ -172,7 +172,7 @@ def merge_lora(network: nn.Module) -> int:
     merged = 0
     for module in linears(network).values():
         if isinstance(module.adapter, LoraAdapter):
-            module.weight.copy_((module.weight.float() + module.adapter.delta()).to(module.weight.dtype))
+            module.absorb(module.adapter.delta())
             module.adapter = None
             merged += 1
     return merged

@@ -52,15 +52,15 @@ class Lowered:
 
     def __init__(self, network: nn.Module, head: Tensor | None) -> None:
         """`head`: the head's matrix, if its products are large enough to be worth it."""
-        self._slots = [(m, (Copy(m.weight), Copy(m.bias))) for m in network.modules() if isinstance(m, Lowerable)]
+        self._slots = [(m, m.working_copies()) for m in network.modules() if isinstance(m, Lowerable)]
         self.head = None if head is None else Copy(head)
         self.active = False
 
     def __enter__(self) -> None:
         self.active = True
         for module, copies in self._slots:
-            module.copies = copies
-            for copy in copies:
+            module.lowered, module.copies = True, copies
+            for copy in copies or ():
                 copy.refresh()
         if self.head is not None:
             self.head.refresh()
@@ -70,16 +70,22 @@ class Lowered:
     ) -> None:
         self.active = False
         for module, _ in self._slots:
-            module.copies = None
+            module.lowered, module.copies = False, None
 
 
 class Lowerable(nn.Module):
-    """A module with a weight and a bias whose product may be made from copies of them."""
+    """A module with a weight and a bias whose product may be made in bfloat16, from copies of them."""
 
+    lowered = False
+    """Whether it is made so now."""
     copies: tuple[Copy, Copy] | None = None
     if TYPE_CHECKING:
         weight: nn.Parameter
         bias: nn.Parameter
+
+    def working_copies(self) -> tuple[Copy, Copy] | None:
+        """Copies of weight and bias; None where the product needs none to be made in its input's precision."""
+        return Copy(self.weight), Copy(self.bias)
 
 
 class LowProduct(torch.autograd.Function):

@@ -7,7 +7,7 @@ of a Hugging Face checkpoint, the tied head counted once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,18 @@ from finetwo.model.head import Score, mean_hidden
 from finetwo.model.lora import add_lora, freeze_all_but_lora, lora_config
 from finetwo.model.loss import kept, summed_loss
 from finetwo.model.mixed import Lowered
+from finetwo.model.stored import stored_linears
 
 _IGNORED = ("attn.bias", "attn.masked_bias")  # causal-mask buffers of old checkpoints
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a network remembers whose base is stored in fewer bits while an adapter learns."""
+
+    kind: str
+    sha256: str
+    """The content hash of the base before it was quantised, by which its adapter names it."""
 
 
 class Network(nn.Module):
@@ -39,6 +49,8 @@ class Network(nn.Module):
         self._lowered: Lowered | None = None
         self.lora: LoraConfig | None = None
         """The adapter's resolved settings, when one is in place."""
+        self.stored: Stored | None = None
+        """How the block matrices are stored, when not in full."""
 
     @classmethod
     def fresh(cls, config: GPT2Config, seed: int) -> Network:
@@ -145,8 +157,9 @@ class Network(nn.Module):
             self.score.requires_grad_(True)
 
     def state(self) -> dict[str, Tensor]:
-        """Base weights by Hugging Face name, adapters left out."""
-        return {n: p.detach() for n, p in self.named_parameters() if ".adapter." not in n}
+        """Base weights by Hugging Face name, adapters left out; quantised ones as they compute."""
+        away = {f"{n}.weight": m.weight for n, m in stored_linears(self).items()}
+        return {n: p.detach() for n, p in self.named_parameters() if ".adapter." not in n} | away
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Adapter weights by their name in this network; a classifier's head belongs to them."""
@@ -164,6 +177,9 @@ class Network(nn.Module):
 
         InputError names what is missing, left over, misshapen, no floating-point number, or not finite.
         """
+        if self.stored is not None:
+            what = f"the base is stored as {self.stored.kind} and takes no weights"
+            raise InputError(where, what, None, "load them into a full-precision network")
         wanted = dict(self.named_parameters())
         given = _canonical(tensors, where)
         missing = [n for n in wanted if n not in given and ".adapter." not in n]
@@ -190,8 +206,9 @@ class Network(nn.Module):
                 )
             if not tensor.is_floating_point():
                 raise InputError(where, f"tensor {name} must hold floating-point numbers", str(tensor.dtype))
-            if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # much the fastest way
-                bad = int((~torch.isfinite(tensor)).sum())
+            parts = tensor.reshape(-1).split(1 << 22)  # a mask of a whole embedding would need as much memory again
+            if not all(bool(torch.isfinite(torch.stack(torch.aminmax(p))).all()) for p in parts if p.numel()):
+                bad = sum(int((~torch.isfinite(part)).sum()) for part in parts)
                 raise InputError(
                     where,
                     f"tensor {name} holds {bad:,} values that are NaN or infinite",

@@ -61,17 +61,22 @@ class Change:
         return cls(float(difference.max()), float(difference.mean()), float(agree), probe.numel(), told)
 
     def lines(self, bound: float) -> list[str]:
+        """The figures as lines for a person, with the bound they were held to."""
+        on = f"measured on {self.positions} tokens of the neutral text in the package (assets/neutral.txt)"
+        return [*self.figures(f"; the bound is {bound:g}"), on]
+
+    def figures(self, bound: str = "") -> list[str]:
         """The figures as lines for a person."""
         unit = "token" if self.perplexity is not None else "class"
         found = [
-            f"logits changed by at most {self.largest:.2e} (mean {self.mean:.2e}; the bound is {bound:g}); "
+            f"logits changed by at most {self.largest:.2e} (mean {self.mean:.2e}{bound}); "
             f"same likeliest {unit} at {self.agreement:.1%} of {self.positions} positions"
         ]
         if self.perplexity is not None:
             before, after = self.perplexity
             share = (after - before) / before
             found.append(f"perplexity {before:,.3f} before, {after:,.3f} after ({share:+.3%})")
-        return [*found, f"measured on {self.positions} tokens of the neutral text in the package (assets/neutral.txt)"]
+        return found
 
 
 def _perplexity(tokens: Tensor, logits: Tensor) -> float:

@@ -6,6 +6,7 @@ the arithmetic changed by more than the bound.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +18,7 @@ from finetwo.core.errors import InputError
 from finetwo.core.files import faults, fsync_dir
 from finetwo.model.lora import merge_lora
 from finetwo.model.network import Network
+from finetwo.model.storing import KINDS, store_blocks
 from finetwo.store.change import Change, probe_tokens
 from finetwo.store.folder import read_weights, save_model
 from finetwo.store.models import Opened
@@ -49,7 +51,7 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            said = _write(opened, temporary, kind, dtype, bound)
+            said = [*_storage(opened), *_write(opened, temporary, kind, dtype, bound)]
             if out.exists():
                 out.rmdir()
             temporary.rename(out)
@@ -64,6 +66,24 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
 
 
 @torch.no_grad()
+def _storage(opened: Opened) -> list[str]:
+    """What lies between the base an adapter was trained on, if quantised, and the full-precision base it goes to."""
+    kind = opened.extras.quantize
+    if kind not in KINDS:
+        return []
+    full = opened.network.eval()
+    probe = probe_tokens(opened.tokenizer, full.config.n_positions)
+    trained = copy.deepcopy(full)
+    store_blocks(trained, kind)
+    change = Change.between(probe, trained(probe), full(probe), classes=bool(full.config.labels))
+    first = (
+        f"the adapter was trained on its base stored as {kind} and is written for the base in full precision: what "
+        f"rounding took from the base comes back, which the adapter has not seen (no loss of the export)"
+    )
+    return [first, *(f"from {kind} to full precision: {line}" for line in change.figures())]
+
+
+@torch.no_grad()
 def _write(opened: Opened, folder: Path, kind: str, dtype: str, bound: float) -> list[str]:
     """Write the model, read it back, and return by how much it changed; raise where that is above the bound."""
     if kind == "adapter":
@@ -75,7 +95,7 @@ def _write(opened: Opened, folder: Path, kind: str, dtype: str, bound: float) ->
     if kind == "merged":
         merge_lora(network)
         network.lora = None
-    extras = replace(opened.extras, base=None, base_sha256=None)
+    extras = replace(opened.extras, base=None, base_sha256=None, quantize=None)
     save_model(folder, network, opened.tokenizer, extras, _DTYPES[dtype])
     if not changes:
         return []

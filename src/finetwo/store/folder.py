@@ -48,6 +48,8 @@ class Extras:
     """For a classifier's adapter: the names of the classes (a whole model has them in config.json)."""
     pooling: Pooling = "last"
     """For a classifier's adapter: what its head reads."""
+    quantize: str | None = None
+    """For an adapter: how its base was stored while it was trained, where that was not in full precision."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content."""
@@ -63,6 +65,7 @@ class Extras:
             "template": self.template.to_dict() if self.template else None,
             "base": self.base,
             "base_sha256": self.base_sha256,
+            **({"quantize": self.quantize} if self.quantize is not None else {}),
             **{key: value for key, value in classifier.items() if value is not None},
         }
 
@@ -79,7 +82,7 @@ def read_extras(folder: Path) -> Extras:
         raise InputError(
             str(path), "format must be 1", got, "update FineTwo, or take the file from the model's own folder"
         )
-    for key in ("task", "base", "base_sha256"):
+    for key in ("task", "base", "base_sha256", "quantize"):
         if not isinstance(content.get(key), str | None):
             raise InputError(str(path), f"{key} must be text or null", content[key])
     template = content.get("template")
@@ -90,6 +93,7 @@ def read_extras(folder: Path) -> Extras:
         content.get("base_sha256"),
         generation,
         *_classifier_extras(content, path),
+        content.get("quantize"),
     )
 
 
@@ -239,7 +243,12 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def base_digest(network: Network) -> str:
-    """Digest of the weights under an adapter: of the trunk, as a classifier's head belongs to its adapter."""
+    """Digest of the weights under an adapter: of the trunk, as a classifier's head belongs to its adapter.
+
+    A quantised base goes by its digest in full precision.
+    """
+    if network.stored is not None:
+        return network.stored.sha256
     return state_digest({n: t for n, t in network.state().items() if n.startswith("transformer.")})
 
 

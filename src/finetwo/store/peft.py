@@ -84,7 +84,9 @@ def save_adapter(folder: Path, network: Network, tokenizer: Tokenizer, extras: E
     tensors = {_PREFIX + n.replace(".adapter.", "."): t.to("cpu") for n, t in network.adapter_state().items()}
     write_json(folder / CONFIG, config)
     save_tokenizer(folder, tokenizer, network.config, extras.task)
-    write_json(folder / EXTRAS, replace(extras, labels=labels, pooling=network.config.pooling).to_dict())
+    quantize = network.stored.kind if network.stored else extras.quantize
+    found = replace(extras, labels=labels, pooling=network.config.pooling, quantize=quantize)
+    write_json(folder / EXTRAS, found.to_dict())
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 

@@ -23,6 +23,7 @@ from finetwo.data.labels import class_weights
 from finetwo.generate.pipeline import Model
 from finetwo.generate.prompts import read_prompts
 from finetwo.model.network import Network
+from finetwo.model.stored import count_parameters
 from finetwo.store.folder import Extras, base_digest, save_model
 from finetwo.store.hub_data import data_path
 from finetwo.store.peft import save_adapter
@@ -43,7 +44,16 @@ from finetwo.train.report import Report
 from finetwo.train.resume import ENVIRONMENT, environment, find_checkpoint, fingerprint_of
 from finetwo.train.rng import seed_all, strictly
 from finetwo.train.signals import Preparing
-from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle, settle_precision
+from finetwo.train.start import (
+    Start,
+    decide,
+    fresh_start,
+    given_start,
+    pick_device,
+    quantise_base,
+    settle,
+    settle_precision,
+)
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
@@ -172,7 +182,7 @@ def _plan(wanted: Wanted, start: Start, folder: RunFolder, say: Say) -> _Planned
         f"an epoch), lr {config.lr:g}, {config.precision}, {device}"
     )
     learned = sum(p.numel() for p in trainable(model.network).values())
-    frozen = sum(p.numel() for p in model.network.parameters()) - learned
+    frozen = count_parameters(model.network) - learned
     if device.type == "cpu":
         check_memory(12 * learned, f"the gradients and moments of {learned:,} parameters")
     say(f"trainable {learned:,}, frozen {frozen:,}" + (f" ({held_back:,} by --freeze)" if held_back else ""))
@@ -209,10 +219,15 @@ def prepared_data(wanted: Wanted, cache: Path, made: Path, say: Say) -> Prepared
 
 
 def complete(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> int:
-    """Give the network its classes, its adapter and its frozen parts; return how many weights --freeze holds back."""
+    """Give the network its classes, its adapter and its frozen parts, and store its base as --quantize asks.
+
+    Returns how many weights --freeze holds back.
+    """
     _add_classes(config, network, prepared, say)
     _add_adapter(config, network, say)
-    return freeze(network, config.freeze) if config.freeze else 0
+    held_back = freeze(network, config.freeze) if config.freeze else 0
+    quantise_base(config, network, say)
+    return held_back
 
 
 def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> None:

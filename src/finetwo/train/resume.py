@@ -55,6 +55,7 @@ _FIXED = {
     "model",
     "precision",
     "optimizer",
+    "quantize",
 }
 
 

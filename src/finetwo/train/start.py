@@ -10,15 +10,19 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 
+from finetwo.core.allocator import return_large_blocks
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
 from finetwo.model.config import SIZES, GPT2Config
-from finetwo.model.network import Network
-from finetwo.store.folder import Extras
+from finetwo.model.network import Network, Stored
+from finetwo.model.stored import stored_linears, weight_bytes
+from finetwo.model.storing import store_blocks
+from finetwo.store.folder import Extras, base_digest
 from finetwo.store.hub import resolve
 from finetwo.store.models import open_model
 from finetwo.tasks.task import Task
@@ -138,8 +142,40 @@ def settle(config: TrainConfig, network: Network, task: Task) -> TrainConfig:
             f"give at most {shape.n_positions}",
         )
     lora = config.lora.enabled or network.lora is not None
+    config = _storage(config, network, lora=lora, fresh=task.fresh)
     usual = usual_lr(fresh=task.fresh, lora=lora, width=shape.n_embd)
     return replace(config, max_length=length, lr=config.lr if config.lr is not None else usual)
+
+
+def _storage(config: TrainConfig, network: Network, *, lora: bool, fresh: bool) -> TrainConfig:
+    """The settings with the kind of storage that the base has already; InputError where none or another is possible."""
+    asked, there = config.quantize, network.stored
+    if there is not None and asked not in ("none", there.kind):
+        raise InputError("--quantize", f"the base is stored as {there.kind} already", asked, "load the base anew")
+    if there is not None:
+        return replace(config, quantize=cast(Literal["nf4", "int8"], there.kind))
+    if asked != "none" and not lora:
+        why = "--task pretrain trains every weight" if fresh else "a quantised base cannot learn, only an adapter on it"
+        fix = "leave --quantize out" + ("" if fresh else ", or add --lora.rank 8")
+        raise InputError("--quantize", why, asked, fix)
+    return config
+
+
+def quantise_base(config: TrainConfig, network: Network, say: Say) -> None:
+    """Quantise the block matrices as the settings ask; the network remembers its digest in full precision."""
+    if config.quantize == "none" or network.stored is not None:
+        return
+    return_large_blocks()
+    before, sha256 = weight_bytes(network), base_digest(network)
+    count = store_blocks(network, config.quantize)
+    network.stored = Stored(config.quantize, sha256)
+    away = stored_linears(network).values()
+    numbers = sum(m.in_features * m.out_features for m in away)
+    each = 8 * sum(m.stored_bytes for m in away) / numbers
+    say(
+        f"quantize: {count} matrices of {numbers:,} weights stored as {config.quantize}, {each:.2f} bits each; "
+        f"all weights take {weight_bytes(network) / 2**20:,.0f} MiB instead of {before / 2**20:,.0f}"
+    )
 
 
 def usual_lr(*, fresh: bool, lora: bool, width: int) -> float:
