@@ -13,19 +13,32 @@ from finetwo.app.foreign import remedy
 from finetwo.core.config import COMMA_TEXTS, TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
+from finetwo.model.fused import make_ready
+from finetwo.model.quantised import check_kind
 from finetwo.store.models import open_model
 from finetwo.train.job import train as run_job
 from finetwo.train.report import Report
 from finetwo.train.start import pick_device
 
 
-def load(name: str = "tiny", *, base: str | None = None, revision: str | None = None, device: str = "auto") -> Model:
+def load(
+    name: str = "tiny",
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    device: str = "auto",
+    quantize: str | None = None,
+) -> Model:
     """Load a model by name: `tiny`, a hub name, a folder, a run folder, or an adapter (on its `base`).
+
+    `quantize`, int8 or int4, keeps its weights as codes for inference, an adapter merged: smaller, faster, less exact.
 
     Raises InputError when it is not there, damaged or not of the GPT-2 architecture; EnvironmentFault without network.
     """
+    kind = None if quantize is None else check_kind("quantize", quantize)
     opened = open_model(str(name), base, revision)
     opened.network.to(pick_device(device, "device"))
+    make_ready(opened.network, kind)
     extras = opened.extras
     return Model(
         opened.network.eval(),

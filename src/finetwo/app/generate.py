@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finetwo.app import front
 from finetwo.app.arguments import Words
@@ -58,6 +58,8 @@ class GenerateArguments:
     """Revision of a hub model."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Keep the weights in int8 or int4: smaller and faster on a CPU, a little less exact; an adapter is merged."""
     raw: bool = False
     """Leave the model's template out."""
     json: bool = False
@@ -76,7 +78,13 @@ def run(words: list[str]) -> int:
     from finetwo.app.api import load
 
     prompts: list[Prompt] = [*given, *_from_file(arguments.prompts)]
-    model = load(name, base=arguments.base, revision=arguments.revision, device=arguments.device)
+    model = load(
+        name,
+        base=arguments.base,
+        revision=arguments.revision,
+        device=arguments.device,
+        quantize=arguments.quantize,
+    )
     for sampling in samplings:
         if arguments.json:
             _write_json(model, prompts, sampling, arguments, several=len(samplings) > 1)

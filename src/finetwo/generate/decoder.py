@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finetwo.model.cached import BLOCK, Decode, Fill, KVCache, round_up
+from finetwo.model.fused import Fused
 from finetwo.model.network import Network
 
 ROWS = 8
@@ -28,7 +29,7 @@ class Decoder:
     def __init__(self, network: Network, vocab: int, slots: int, capacity: int) -> None:
         """`vocab`: ids from here on are never produced; `slots`: rounded up to a multiple of 8; `capacity`: tokens."""
         weight = network.head_weight
-        self._network, self._head = network, weight[:vocab].t()  # (D, V)
+        self._network, self._vocab = network, vocab
         self.device = weight.device
         self.slots = round_up(slots, ROWS)
         self._cache = KVCache(network.config, self.slots, capacity, device=weight.device, dtype=weight.dtype)
@@ -52,7 +53,7 @@ class Decoder:
             tokens = torch.tensor([prompt], device=self.device)
             positions = torch.arange(len(prompt), device=self.device)[None]
             hidden = self._network.transformer(tokens, positions, Fill(self._cache, slot))
-            self._after_prompt = (hidden[:, -1] @ self._head).float()
+            self._after_prompt = self._logits(hidden[:, -1])
         self._owners[slot], self._lengths[slot], self._tokens[slot] = owner, len(prompt), 0
         return self._after_prompt
 
@@ -74,11 +75,17 @@ class Decoder:
             live = [slot - first for slot in tokens if first <= slot < first + count]
             attend = Decode(self._cache, first, positions[rows][: live[-1] + 1], span)
             hidden = self._network.transformer(ids[rows, None], positions[rows, None], attend)
-            logits = hidden[:, 0] @ self._head  # (rows, V)
+            logits = self._logits(hidden[:, 0])
             parts.append(logits if len(live) == count else logits[live])
         for slot in tokens:
             self._lengths[slot] += 1
-        return torch.cat(parts).float() if len(parts) > 1 else parts[0].float()
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(rows, D) -> (rows, V) float32."""
+        if self._network.quantised is not None:
+            return self._network.logits(hidden)[:, : self._vocab].float()
+        return (hidden @ self._network.head_weight[: self._vocab].t()).float()
 
     def _groups(self, live: list[int]) -> Iterator[tuple[int, int]]:
         """The (first slot, number of slots) to compute so that all of `live` are."""
@@ -87,6 +94,42 @@ class Decoder:
             return
         for first in sorted({slot // ROWS * ROWS for slot in live}):
             yield first, ROWS
+
+
+class FusedDecoder:
+    """The same for a quantised network, each step one call of the compiled kernel on the live slots alone."""
+
+    def __init__(self, network: Network, vocab: int, slots: int, capacity: int) -> None:
+        """As of `Decoder`; the kernel must be usable for the network."""
+        self.device, self.slots = torch.device("cpu"), slots
+        self._fused = Fused(network, vocab, slots, capacity)
+        self._lengths = [0] * slots
+        self._owners: list[int | None] = [None] * slots
+        self._after_prompt = torch.empty(0)
+
+    @torch.inference_mode()
+    def start(self, slot: int, owner: int, prompt: Sequence[int]) -> Tensor:
+        """Put a prompt (at least one token id) in `slot`; return the logits after it, (1, V) float32.
+
+        `owner` names the prompt: several slots started one after the other with the same owner compute it once.
+        """
+        if owner in self._owners:
+            source = self._owners.index(owner)
+            if source != slot:
+                self._fused.copy(source, slot)
+        else:
+            self._after_prompt = self._fused.prompt(slot, prompt)
+        self._owners[slot], self._lengths[slot] = owner, len(prompt)
+        return self._after_prompt
+
+    @torch.inference_mode()
+    def step(self, tokens: Mapping[int, int]) -> Tensor:
+        """Append one token to each slot given (slot -> id, slots ascending); return the logits, (N, V) float32."""
+        slots = list(tokens)
+        logits = self._fused.forward(list(tokens.values()), [self._lengths[s] for s in slots], slots, range(len(slots)))
+        for slot in slots:
+            self._lengths[slot] += 1
+        return logits
 
 
 @torch.inference_mode()

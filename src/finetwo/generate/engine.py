@@ -13,10 +13,11 @@ from typing import Literal
 
 from finetwo.core.config import SamplingConfig
 from finetwo.core.errors import InputError
-from finetwo.generate.decoder import ROWS, Decoder
+from finetwo.generate.decoder import ROWS, Decoder, FusedDecoder
 from finetwo.generate.sampling import Sampler
 from finetwo.generate.stops import AnswerText
 from finetwo.model.cached import KVCache, round_up
+from finetwo.model.fused import Fused, usable
 from finetwo.model.network import Network
 from finetwo.text.tokenizer import Tokenizer
 
@@ -139,8 +140,12 @@ class Engine:
             for sample in range(sampling.n)
         ]
 
-    def _decoder(self, answers: Sequence[_Answer]) -> Decoder:
+    def _decoder(self, answers: Sequence[_Answer]) -> Decoder | FusedDecoder:
         capacity = max(len(a.prompt) + a.room for a in answers)
+        if usable(self.network):
+            affordable = max(ROWS, _CACHE_BYTES // Fused.slot_bytes(self.network.config, capacity))
+            slots = min(self.max_slots, len(answers), affordable)
+            return FusedDecoder(self.network, self.vocab, slots, capacity)
         each = KVCache.slot_bytes(self.network.config, capacity, self.network.head_weight.dtype)
         affordable = max(ROWS, _CACHE_BYTES // each // ROWS * ROWS)
         slots = min(round_up(min(self.max_slots, len(answers)), ROWS), affordable)

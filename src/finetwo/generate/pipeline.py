@@ -15,6 +15,7 @@ from finetwo.core.config import LoraConfig, SamplingConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.engine import Engine, FinishReason, Request
 from finetwo.generate.predict import Prediction, Predictor, document_of
+from finetwo.model.fused import matrices
 from finetwo.model.network import Network
 from finetwo.model.stored import count_parameters
 from finetwo.store.folder import Extras, base_digest, save_model
@@ -69,7 +70,8 @@ class Model:
     @property
     def n_parameters(self) -> int:
         """Number of parameters, the tied head counted once and adapters included."""
-        return count_parameters(self.network)
+        stored = sum(m.outputs * m.inputs for m in matrices(self.network))
+        return stored + count_parameters(self.network)
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
         """Place low-rank adapters (see `LoraConfig` for the settings); return how many linears carry one."""

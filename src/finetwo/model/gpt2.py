@@ -116,7 +116,8 @@ class GPT2(nn.Module):
         its own may come as the few rows it is of.
         """
         drop = self.dropout if self.training else 0.0
-        words = embedding(tokens, self.wte.weight, sparse=tied and tokens.device.type == "cpu")
+        few = tied and tokens.device.type == "cpu"
+        words = embedding(tokens, self.wte.weight, sparse=True) if few else self.wte(tokens)
         x = dropout(words + self.wpe(positions), drop)
         last = len(self.h) - 1
         for i, block in enumerate(self.h):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,9 @@ class Network(nn.Module):
         self.lora: LoraConfig | None = None
         """The adapter's resolved settings, when one is in place."""
         self.stored: Stored | None = None
-        """How the block matrices are stored, when not in full."""
+        """How the block matrices are stored under an adapter that learns, when not in full."""
+        self.quantised: str | None = None
+        """int8 or int4 where the weights are stored as codes, for inference alone (see `model.quantised`)."""
 
     @classmethod
     def fresh(cls, config: GPT2Config, seed: int) -> Network:
@@ -97,7 +100,14 @@ class Network(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T); positions default to 0..T-1 in each row."""
-        hidden = self.hidden(tokens, positions, attend)
+        return self.logits(self.hidden(tokens, positions, attend))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the head's logits (..., V) for the trunk's output (..., D)."""
+        if self.quantised is not None and self.score is None:
+            table: Any = self.transformer.wte  # stands for itself transposed, as codes
+            found: Tensor = table.project(hidden)
+            return found
         return hidden @ self.head_weight.t().to(hidden.dtype)
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None) -> Tensor:
@@ -145,6 +155,8 @@ class Network(nn.Module):
 
     def add_lora(self, config: LoraConfig | None = None, seed: int = 0, **settings: object) -> int:
         """Place adapters (see `LoraConfig` for the settings); return how many linears carry one."""
+        if self.quantised is not None:
+            raise InputError("--lora", "the model is quantised for inference", self.quantised, "take the whole model")
         lora = config or lora_config(settings)
         count = add_lora(self, lora, seed)
         self.lora = lora.resolved()

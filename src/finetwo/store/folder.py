@@ -19,6 +19,7 @@ from finetwo.core.errors import InputError
 from finetwo.core.files import read_json, write_json
 from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.network import Network
+from finetwo.store.codes import entry_for, network_from, state_with_codes, without_kind
 from finetwo.store.tensors import read_header, read_tensors, write_tensors
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
@@ -135,7 +136,7 @@ def read_config(folder: Path) -> GPT2Config:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(str(path), "must hold an object", type(content).__name__)
-    return GPT2Config.from_dict(content, str(path))
+    return GPT2Config.from_dict(without_kind(content, str(path))[0], str(path))
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -193,11 +194,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_network(folder: Path) -> Network:
-    """Build the network of a Hugging Face folder and fill it strictly, in float32."""
+    """Build the network of a Hugging Face folder and fill it strictly, in float32; a quantised one keeps its codes."""
     config = read_config(folder)
+    kind = without_kind(read_json(folder / "config.json"), str(folder / "config.json"))[1]  # type: ignore[arg-type]
     weights = read_weights(folder)
     with torch.device("meta"):  # no memory is asked for before the weights are known to have the config's shapes
         network = Network(config)
+    if kind is not None:
+        return network_from(network, weights, kind, str(folder)).eval()
     fitting = network.fitting(weights, str(folder))
     network.load_state_dict({n: t.float() for n, t in fitting.items()}, assign=True)
     return network.eval()
@@ -257,12 +261,16 @@ def save_model(
 ) -> None:
     """Write the base weights, cast to `dtype` if one is given, as a Hugging Face folder that `transformers` loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {n: t.detach().to("cpu", dtype or t.dtype) for n, t in network.state().items()}
-    kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    if network.quantised is None:
+        state = {n: t.detach().to("cpu", dtype or t.dtype) for n, t in network.state().items()}
+        kind, quantised = str(next(iter(state.values())).dtype).removeprefix("torch."), {}
+    else:
+        state, kind, quantised = state_with_codes(network), "float32", entry_for(network.quantised)
     config = network.config.to_dict() | {
         "torch_dtype": kind,
         "eos_token_id": tokenizer.eot,
         "bos_token_id": tokenizer.eot,
+        **quantised,
     }
     if network.config.labels:
         config["pad_token_id"] = tokenizer.eot

@@ -194,6 +194,9 @@ def given_start(config: TrainConfig, task: Task, model: Model | None = None) -> 
     if start.network.config.labels and task.head != "classes":
         what = f"{config.model} is a classifier, it does not write text"
         raise InputError("--model", what, None, f"take a language model for --task {task.name}")
+    if start.network.quantised is not None:
+        what = f"{config.model} is quantised ({start.network.quantised}) for inference"
+        raise InputError("--model", what, None, "tune the model that it was made from")
     if start.network.lora is not None and config.lora.enabled:
         raise InputError(
             "--lora",

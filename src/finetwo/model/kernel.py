@@ -1,0 +1,126 @@
+"""The compiled kernel (native/step.c) as Python functions over tensors: its structures, its loading, its calls.
+
+It knows the memory layout that the C code declares, and must not know how a matrix is quantised or what a network is
+made of. Its one invariant: only contiguous CPU tensors of the wanted type are passed on, kept alive by the caller.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetwo.core.compiled import Refused, load
+
+_FOLDER = Path(__file__).resolve().parent / "native"
+_SOURCES = (_FOLDER / "step.c", _FOLDER / "codes.h")
+BITS = {"int8": 8, "int4": 4}
+_BLOCK = 32
+
+
+class CLinear(ctypes.Structure):
+    """`Linear` of codes.h."""
+
+    _fields_ = (
+        ("outputs", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class CLayer(ctypes.Structure):
+    """`Layer` of step.c."""
+
+    _fields_ = (
+        *((name, CLinear) for name in ("attention", "projection", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("gain1", "shift1", "gain2", "shift2")),
+        ("scale", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class CNetwork(ctypes.Structure):
+    """`Network` of step.c."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int32)
+            for name in "layers heads head_width width inner activation post_norm capacity slots".split()
+        ),
+        ("epsilon", ctypes.c_float),
+        ("layer", ctypes.POINTER(CLayer)),
+        ("head", CLinear),
+        *((name, ctypes.c_void_p) for name in ("places", "gain", "shift", "keys", "values")),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL | Refused:
+    try:
+        library = load(_SOURCES)
+    except Refused as refused:
+        return refused
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.ft_kernel.restype = ctypes.c_char_p
+    library.ft_zero.restype = number
+    library.ft_work.restype = ctypes.c_int64
+    library.ft_work.argtypes = [ctypes.POINTER(CNetwork), number, number]
+    library.ft_linear.restype = library.ft_forward.restype = None
+    library.ft_linear.argtypes = [ctypes.POINTER(CLinear), number, pointer, pointer, pointer, number]
+    rows = [number, pointer, pointer, pointer]
+    library.ft_forward.argtypes = [ctypes.POINTER(CNetwork), *rows, number, pointer, pointer, pointer, number]
+    return library
+
+
+def library() -> ctypes.CDLL:
+    """Return the compiled library, compiled and loaded at the first call; Refused where that cannot be."""
+    found = _library()
+    if isinstance(found, Refused):
+        raise found
+    return found
+
+
+def name() -> str:
+    """Which instruction set the C code was compiled for: avx512-vnni, avx-vnni, avx2 or portable."""
+    told: bytes = library().ft_kernel()
+    return told.decode("ascii")
+
+
+@cache
+def zero() -> int:
+    """The zero point of packed int8 codes: what the kernel's instructions want is unsigned, or signed."""
+    point: int = library().ft_zero()
+    return point
+
+
+def linear(kind: str, shape: tuple[int, int], codes: Tensor, scales: Tensor, bias: Tensor | None) -> CLinear:
+    """Describe a linear (outputs, inputs) with packed codes; the tensors must outlive the description."""
+    for tensor, dtype in ((codes, torch.uint8), *((t, torch.float32) for t in (scales, bias) if t is not None)):
+        if dtype == torch.float32 and kind == "int4" and tensor is scales:
+            continue  # they lie among the codes
+        assert tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == dtype
+    described = CLinear(shape[0], shape[1], BITS[kind], 0, codes.data_ptr())
+    described.scales = scales.data_ptr() if kind == "int8" else None
+    described.bias = bias.data_ptr() if bias is not None else None
+    return described
+
+
+def multiply(by: CLinear, x: Tensor) -> Tensor:
+    """Return `x` (M, inputs) float32 rounded, times the linear, (M, outputs)."""
+    x = x.contiguous()
+    assert x.is_cpu and x.dtype == torch.float32 and x.shape[1] == by.inputs
+    y = torch.empty(x.shape[0], by.outputs)
+    blocks = -(-x.shape[1] // _BLOCK)
+    work = torch.empty(x.shape[0] * blocks * (_BLOCK + 8) + 64, dtype=torch.uint8)
+    if x.shape[0]:
+        library().ft_linear(
+            ctypes.byref(by), x.shape[0], x.data_ptr(), y.data_ptr(), work.data_ptr(), torch.get_num_threads()
+        )
+    return y

@@ -1,0 +1,190 @@
+/* GPT-2's forward over quantised weights and a key-value cache, in one call: what a step of decoding costs in torch is
+ * mostly dispatch, here it is reading the weights once.
+ *
+ * Arithmetic, the same on every machine: an input row is rounded to int8 in blocks of 32 with one scale each; a block's
+ * product with int8 or int4 codes is an exact integer; the blocks' products, scaled, are added in float32 in the order
+ * of the inputs. Everything else is float32. What a row gets depends on no other row: not on how many there are, nor on
+ * which thread computes it.
+ *
+ * Compiled by finetwo/core/compiled.py for the machine it runs on; finetwo/model/kernel.py holds the same declarations.
+ */
+#include "codes.h"
+
+typedef struct {
+    Linear attention, projection, up, down;
+    const float *gain1, *shift1, *gain2, *shift2;
+    float scale;
+    int32_t unused;
+} Layer;
+
+typedef struct {
+    int32_t layers, heads, head_width, width, inner, activation, post_norm, capacity, slots;
+    float epsilon;
+    const Layer *layer;
+    Linear head; /* the token embedding; `outputs` may be fewer than it has rows */
+    const float *places, *gain, *shift;
+    float *keys, *values; /* (layers, slots, heads, capacity * padded): keys by blocks of 16 places, (padded, 16) each */
+} Network;
+
+/* --- attention over the cache -------------------------------------------------------------------------------------- */
+
+/* What the query of one head at `place` sees; keys by blocks of 16 places; scores has room for all places. */
+static void see(const float *q, const float *keys, const float *values, int place, int width, int padded, float scale,
+                float *scores, float *out) {
+    const int blocks = place / 16 + 1;
+    float top = -INFINITY;
+    for (int b = 0; b < blocks; b++) {
+        Floats s = all(0), s2 = all(0);
+        const float *k = keys + (long)b * padded * 16;
+        int d = 0;
+        for (; d + 2 <= width; d += 2) {
+            s += q[d] * at(k + d * 16);
+            s2 += q[d + 1] * at(k + d * 16 + 16);
+        }
+        if (d < width) s += q[d] * at(k + d * 16);
+        s = (s + s2) * scale;
+        *(Floats *)(scores + b * 16) = s;
+        for (int i = 0; i < least(16, place + 1 - b * 16); i++) top = s[i] > top ? s[i] : top;
+    }
+    for (int i = place + 1; i < blocks * 16; i++) scores[i] = -INFINITY;
+    Floats mass = all(0);
+    for (int b = 0; b < blocks; b++) {
+        const Floats p = exponential(at(scores + b * 16) - top);
+        *(Floats *)(scores + b * 16) = p;
+        mass += p;
+    }
+    const float by = 1.0f / sum(mass);
+    for (int d = 0; d < padded; d += 16) {
+        Floats even = all(0), odd = all(0);
+        int i = 0;
+        for (; i < place; i += 2) {
+            even += scores[i] * at(values + (long)i * padded + d);
+            odd += scores[i + 1] * at(values + (long)(i + 1) * padded + d);
+        }
+        if (i == place) even += scores[i] * at(values + (long)i * padded + d);
+        even = (even + odd) * by;
+        memcpy(out + d, &even, sizeof(float) * least(16, width - d));
+    }
+}
+
+/* Rows of one slot follow each other; each run of them and each head is one piece: stored first, then seen. */
+static void attend(Team *team, const Network *net, int layer, const float *qkv, int rows, const int32_t *places,
+                   const int32_t *slots, float *scores, float *out) {
+    const int width = net->head_width, padded = up_to(width, 16), d = net->width;
+    int runs = 0, starts[rows + 1];
+    for (int r = 0; r < rows; r++)
+        if (r == 0 || slots[r] != slots[r - 1]) starts[runs++] = r;
+    starts[runs] = rows;
+    for (int i = take(team, 1); i < runs * net->heads; i = take(team, 1)) {
+        const int run = i / net->heads, h = i % net->heads, slot = slots[starts[run]];
+        const long head = (((long)layer * net->slots + slot) * net->heads + h) * net->capacity * padded;
+        float *keys = net->keys + head, *values = net->values + head;
+        for (int r = starts[run]; r < starts[run + 1]; r++) {
+            const float *k = qkv + (long)r * 3 * d + d + h * width;
+            float *to = keys + (long)(places[r] / 16) * padded * 16 + places[r] % 16;
+            for (int j = 0; j < width; j++) to[j * 16] = k[j];
+            memcpy(values + (long)places[r] * padded, k + d, sizeof(float) * width);
+        }
+        for (int r = starts[run]; r < starts[run + 1]; r++)
+            see(qkv + (long)r * 3 * d + h * width, keys, values, places[r], width, padded, net->layer[layer].scale,
+                scores, out + (long)r * d + h * width);
+    }
+    meet(team);
+}
+
+/* --- the network --------------------------------------------------------------------------------------------------- */
+
+static void normalise_rows(Team *team, float *x, float *y, int rows, int n, const float *gain, const float *shift,
+                           float epsilon) {
+    for (int r = take(team, 1); r < rows; r = take(team, 1))
+        normalise(x + (long)r * n, y + (long)r * n, n, gain, shift, epsilon);
+    meet(team);
+}
+
+static void embed(const Network *net, int token, int place, float *x) {
+    const int blocks = up_to(net->width, BLOCK) / BLOCK;
+    const uint8_t *tile = net->head.codes + (long)(token / TILE) * blocks * block_bytes(INT8);
+    for (int k = 0; k < net->width; k++) {
+        const int code = tile[k / 4 * 4 * TILE + token % TILE * 4 + k % 4];
+        x[k] = net->head.scales[token] * (ZERO ? code - ZERO : (int8_t)code) + net->places[(long)place * net->width + k];
+    }
+}
+
+static Rounded rounded_at(char **work, int rows, int n) {
+    Rounded a;
+    const long places = (long)rows * (up_to(n, BLOCK) / BLOCK);
+    a.codes = (int8_t *)*work, *work += places * BLOCK;
+    a.scales = (float *)*work, *work += places * 4;
+    a.offsets = (int32_t *)*work, *work += places * 4;
+    a.stride = a.blocks = 0;
+    return a;
+}
+
+static inline int widest(const Network *net) { return net->inner > net->width ? net->inner : net->width; }
+
+/* Bytes that ft_forward needs for so many rows. */
+int64_t ft_work(const Network *net, int rows, int threads) {
+    const int64_t n = widest(net), d = net->width;
+    return rows * (4 * (6 * d + n) + (int64_t)up_to(n, BLOCK) / BLOCK * (BLOCK + 8)) +
+           threads * 4 * (int64_t)net->capacity + 64;
+}
+
+/* Append one token a row, rows of a slot together and in order, and give the logits of the rows `wanted`. */
+void ft_forward(const Network *net, int rows, const int32_t *tokens, const int32_t *places, const int32_t *slots,
+                int wants, const int32_t *wanted, float *logits, char *work, int threads) {
+    const int d = net->width;
+    float *x = (float *)work, *y = x + (long)rows * d, *qkv = y + (long)rows * d, *seen = qkv + (long)rows * 3 * d;
+    float *inner = seen + (long)rows * d, *scores = inner + (long)rows * widest(net);
+    char *rest = (char *)(scores + (long)threads * net->capacity);
+    Rounded a_shared = rounded_at(&rest, rows, widest(net));
+    Team team = {0};
+#pragma omp parallel num_threads(threads)
+    {
+        Rounded a = a_shared;
+        float *mine = scores + (long)omp_get_thread_num() * net->capacity;
+#pragma omp single
+        team.threads = omp_get_num_threads();
+        for (int r = take(&team, 1); r < rows; r = take(&team, 1)) embed(net, tokens[r], places[r], x + (long)r * d);
+        meet(&team);
+        for (int l = 0; l < net->layers; l++) {
+            const Layer *at_l = net->layer + l;
+            const float *from = x;
+            if (!net->post_norm) normalise_rows(&team, x, y, rows, d, at_l->gain1, at_l->shift1, net->epsilon), from = y;
+            round_rows(&team, from, d, rows, at_l->attention.kind, &a);
+            multiply(&team, &at_l->attention, &a, rows, PUT, -1, qkv, 3 * d);
+            attend(&team, net, l, qkv, rows, places, slots, mine, seen);
+            round_rows(&team, seen, d, rows, at_l->projection.kind, &a);
+            multiply(&team, &at_l->projection, &a, rows, ADD, -1, x, d);
+            if (net->post_norm) normalise_rows(&team, x, x, rows, d, at_l->gain1, at_l->shift1, net->epsilon);
+            else normalise_rows(&team, x, y, rows, d, at_l->gain2, at_l->shift2, net->epsilon);
+            round_rows(&team, from, d, rows, at_l->up.kind, &a);
+            multiply(&team, &at_l->up, &a, rows, PUT, net->activation, inner, net->inner);
+            round_rows(&team, inner, net->inner, rows, at_l->down.kind, &a);
+            multiply(&team, &at_l->down, &a, rows, ADD, -1, x, d);
+            if (net->post_norm) normalise_rows(&team, x, x, rows, d, at_l->gain2, at_l->shift2, net->epsilon);
+        }
+        for (int i = take(&team, 1); i < wants; i = take(&team, 1))
+            normalise(x + (long)wanted[i] * d, y + (long)i * d, d, net->gain, net->shift, net->epsilon);
+        meet(&team);
+        round_rows(&team, y, d, wants, net->head.kind, &a);
+        multiply(&team, &net->head, &a, wants, PUT, -1, logits, net->head.outputs);
+    }
+}
+
+/* y (rows, outputs) = x (rows, inputs) times one linear. work: rows * blocks * (BLOCK + 8) bytes. */
+void ft_linear(const Linear *by, int rows, const float *x, float *y, char *work, int threads) {
+    Rounded a_shared = rounded_at(&work, rows, by->inputs);
+    Team team = {0};
+#pragma omp parallel num_threads(threads)
+    {
+        Rounded a = a_shared;
+#pragma omp single
+        team.threads = omp_get_num_threads();
+        round_rows(&team, x, by->inputs, rows, by->kind, &a);
+        multiply(&team, by, &a, rows, PUT, -1, y, by->outputs);
+    }
+}
+
+/* What packed int8 codes are offset by, and which code was compiled. */
+int ft_zero(void) { return ZERO; }
+const char *ft_kernel(void) { return KERNEL; }
