@@ -69,10 +69,10 @@ def test_nothing_is_written_above_the_bound(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_other_tools_refuse_it(folders: dict[Kind, Path]) -> None:
+def test_transformers_refuses_it(folders: dict[Kind, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
-    with pytest.raises(ValueError, match="finetwo"):
+    with pytest.raises(ValueError, match="gpt2-codes"):
         AutoModelForCausalLM.from_pretrained(str(folders["int8"]))
 
 
@@ -105,7 +105,7 @@ def test_damaged_folders_are_refused(kind: str, folders: dict[Kind, Path], tmp_p
     elif kind == "extra":
         tensors["transformer.more"] = torch.zeros(3)
     elif kind == "foreign":
-        config["quantization_config"]["quant_method"] = "bitsandbytes"
+        config["quantization_config"]["quant_method"], config["model_type"] = "bitsandbytes", "gpt2"
     else:
         config["quantization_config"][kind] = 3
     write_tensors(tmp_path / "model.safetensors", tensors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -37,8 +38,8 @@ class Fused:
         self._network, self.vocab = network, vocab  # the kernel reads the network's own tensors: they must stay
         self.capacity = round_up(capacity, _LANES)
         size = self.capacity * round_up(config.n_embd // config.n_head, _LANES)
-        self._keys = torch.zeros(config.n_layer, slots, config.n_head, size)
-        self._values = torch.zeros(config.n_layer, slots, config.n_head, size)
+        shape = (2, config.n_layer, slots, config.n_head, size)
+        self._keys, self._values = kernel.memory(4 * math.prod(shape)).view(torch.float32).view(shape)
         self._layers = (kernel.CLayer * config.n_layer)(*(_layer(block) for block in trunk.h))
         embedding = trunk.wte
         assert isinstance(embedding, QuantisedEmbedding) and embedding.matrix.packed
@@ -139,8 +140,10 @@ def pack(network: Network) -> str:
     refusal = refused()
     if refusal is not None:
         return f"no compiled kernel, torch computes instead, slower: {refusal}"
-    for matrix in matrices(network):
-        matrix.pack()
+    waiting = [matrix for matrix in matrices(network) if not matrix.packed]
+    places = kernel.memory(sum(matrix.packed_bytes for matrix in waiting)).split([m.packed_bytes for m in waiting])
+    for matrix, place in zip(waiting, places, strict=True):
+        matrix.pack(place)
     return f"compiled kernel: {kernel.name()}"
 
 
@@ -188,8 +191,8 @@ def _step(kind: Kind) -> float:
 
     Not as small as that of a product: a number that lies between two codes may be rounded up here and down there.
     """
-    shape = {"vocab_size": 75, "n_positions": 40, "n_embd": 72, "n_layer": 2, "n_head": 3, "eos_token_id": 74}
-    network = Network.fresh(GPT2Config(**shape), seed=0)
+    shape = GPT2Config(vocab_size=75, n_positions=40, n_embd=72, n_layer=2, n_head=3, eos_token_id=74)
+    network = Network.fresh(shape, seed=0)
     for p in network.parameters():
         p.add_(torch.linspace(-0.3, 0.3, p.numel()).sin().view(p.shape) * 0.3)
     quantise(network.eval(), kind)

@@ -11,7 +11,7 @@ error bounds that the tests state hold for both roundings together.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +87,17 @@ class Codes(nn.Module):
         """Return the codes in the plain layout."""
         return _unpacked(self) if self.packed else self.codes
 
-    def pack(self) -> None:
-        """Change to the kernel's layout, which the codes keep."""
+    @property
+    def packed_bytes(self) -> int:
+        """Size of the codes in the kernel's layout."""
+        blocks = -(-self.inputs // BLOCK) * -(-self.outputs // TILE)
+        return blocks * (TILE * BLOCK if self.kind == "int8" else TILE * BLOCK // 2 + 2 * TILE)
+
+    def pack(self, into: Tensor | None = None) -> None:
+        """Change to the kernel's layout, which the codes keep, `into` memory of `packed_bytes` if some is given."""
         if not self.packed:
-            self.codes, self.packed = _packed(self), True
+            codes = _packed(self)
+            self.codes, self.packed = codes if into is None else into.copy_(codes), True
 
     def weight(self) -> Tensor:
         """Return the matrix (N, K) in float32."""
@@ -215,6 +222,7 @@ class QuantisedEmbedding(nn.Module):
 
 def block_linears(network: Network) -> Iterator[tuple[nn.Module, str]]:
     """Where the linears of the blocks stand: the part of a block, and the name in it."""
+    block: Any
     for block in network.transformer.h:
         yield from ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj"))
 

@@ -1,11 +1,12 @@
-"""Quantised weights in a model folder: FineTwo's own format, which other tools refuse by its name in config.json.
+"""Quantised weights in a model folder: FineTwo's own format, which other tools refuse by its model_type.
 
 It knows tensors by name, and must not know how codes are made or used. Its one invariant: what is read back has the
 codes and scales that were written, all of them and no others.
 
 In model.safetensors a quantised matrix `NAME.weight` (outputs, inputs) stands as `NAME.weight.codes` and
 `NAME.weight.scales` (see `model.quantised.Codes`); biases, norms and places as ever. In config.json the entry
-quantization_config says quant_method finetwo, format 1 and bits 8 or 4.
+quantization_config says quant_method finetwo, format 1, bits 8 or 4 and the model_type that the network has in full.
+The model_type itself is of our own: transformers would pass over a quantization it does not know, and draw weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from finetwo.model.network import Network
 from finetwo.model.quantised import KINDS, Codes, Kind, QuantisedEmbedding, QuantisedLinear, block_linears
 
 KEY = "quantization_config"
-_METHOD, _FORMAT = "finetwo", 1
+_METHOD, _FORMAT, _TYPE = "finetwo", 1, "gpt2-codes"
 _BITS: Mapping[int, Kind] = {8: "int8", 4: "int4"}
 _HEAD = "transformer.wte.weight"
 
@@ -35,15 +36,19 @@ def without_kind(content: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
     if not isinstance(entry, dict) or entry.get("quant_method") != _METHOD:
         return dict(content), None
     bits = entry.get("bits")
-    if entry.get("format") != _FORMAT or isinstance(bits, bool) or bits not in _BITS:
+    if entry.get("format") != _FORMAT or not isinstance(bits, int) or bits not in _BITS:
         raise InputError(where, f"{KEY} must have format {_FORMAT} and bits 8 or 4", entry, "update FineTwo")
-    return {k: v for k, v in content.items() if k != KEY}, _BITS[bits]
+    plain = {k: v for k, v in content.items() if k != KEY} | {"model_type": entry.get("model_type")}
+    return plain, _BITS[bits]
 
 
-def entry_for(kind: str) -> dict[str, Any]:
-    """What stands in config.json for `kind`."""
+def with_kind(content: Mapping[str, Any], kind: str | None) -> dict[str, Any]:
+    """Return config.json of a network in full as that of the network in codes of `kind`."""
+    if kind is None:
+        return dict(content)
     bits = next(bits for bits, known in _BITS.items() if known == kind)
-    return {KEY: {"quant_method": _METHOD, "format": _FORMAT, "bits": bits}}
+    entry = {"quant_method": _METHOD, "format": _FORMAT, "bits": bits, "model_type": content["model_type"]}
+    return {**content, "model_type": _TYPE, KEY: entry}
 
 
 def matrices_by_name(network: Network) -> dict[str, Codes]:

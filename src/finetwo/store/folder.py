@@ -19,7 +19,7 @@ from finetwo.core.errors import InputError
 from finetwo.core.files import read_json, write_json
 from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.network import Network
-from finetwo.store.codes import entry_for, network_from, state_with_codes, without_kind
+from finetwo.store.codes import network_from, state_with_codes, with_kind, without_kind
 from finetwo.store.tensors import read_header, read_tensors, write_tensors
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
@@ -196,7 +196,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def load_network(folder: Path) -> Network:
     """Build the network of a Hugging Face folder and fill it strictly, in float32; a quantised one keeps its codes."""
     config = read_config(folder)
-    kind = without_kind(read_json(folder / "config.json"), str(folder / "config.json"))[1]  # type: ignore[arg-type]
+    kind = without_kind(read_json(folder / "config.json"), str(folder / "config.json"))[1]
     weights = read_weights(folder)
     with torch.device("meta"):  # no memory is asked for before the weights are known to have the config's shapes
         network = Network(config)
@@ -261,20 +261,17 @@ def save_model(
 ) -> None:
     """Write the base weights, cast to `dtype` if one is given, as a Hugging Face folder that `transformers` loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    if network.quantised is None:
-        state = {n: t.detach().to("cpu", dtype or t.dtype) for n, t in network.state().items()}
-        kind, quantised = str(next(iter(state.values())).dtype).removeprefix("torch."), {}
-    else:
-        state, kind, quantised = state_with_codes(network), "float32", entry_for(network.quantised)
+    state = network.state() if network.quantised is None else state_with_codes(network)
+    state = {n: t.detach().to("cpu", dtype or t.dtype) for n, t in state.items()}
+    floats = next(t.dtype for n, t in state.items() if n.endswith("ln_f.weight"))
     config = network.config.to_dict() | {
-        "torch_dtype": kind,
+        "torch_dtype": str(floats).removeprefix("torch."),
         "eos_token_id": tokenizer.eot,
         "bos_token_id": tokenizer.eot,
-        **quantised,
     }
     if network.config.labels:
         config["pad_token_id"] = tokenizer.eot
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", with_kind(config, network.quantised))
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
     write_json(folder / "generation_config.json", extras.generation | ends)
     save_tokenizer(folder, tokenizer, network.config, extras.task)

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #endif
 
+enum { AHEAD = 4096 }; /* bytes of codes fetched before they are wanted */
 enum { TILE = 16, BLOCK = 32, QUADS = BLOCK / 4, INT8 = 8, INT4 = 4, RELU = 0, GELU = 1, GELU_TANH = 2 };
 
 typedef struct {
@@ -142,60 +143,75 @@ static inline int block_bytes(int kind) { return kind == INT8 ? TILE * BLOCK : T
 
 
 #if defined(EVERY)
-static inline __attribute__((always_inline)) void product(int kind, int rows, const uint8_t *w, int lane,
+enum { VECTORS = TILE / LANES };
+
+/* `wide`: vectors of outputs at a time from `lane` on: all of a tile for one row, when reading codes is what takes long. */
+static inline __attribute__((always_inline)) void product(int kind, int rows, int wide, const uint8_t *w, int lane,
                                                           const Rounded *a, int first, float (*y)[TILE]) {
     const int8_t *codes = a->codes + (long)first * a->stride;
     const float *scales = a->scales + (long)first * a->blocks;
     const int32_t *offsets = a->offsets + (long)first * a->blocks;
-    Reals total[ROWS];
-    for (int r = 0; r < rows; r++) total[r] = BOTH(0);
+    Reals total[VECTORS][ROWS];
+    for (int v = 0; v < wide; v++)
+        for (int r = 0; r < rows; r++) total[v][r] = BOTH(0);
     for (int b = 0; b < a->blocks; b++, w += block_bytes(kind), codes += BLOCK) {
-        const uint8_t *quads = w + 4 * lane;
-        Codes part[ROWS];
+        Codes part[VECTORS][ROWS];
+        for (int v = 0; v < wide; v++) {
+            const uint8_t *quads = w + 4 * (lane + v * LANES);
 #if defined(PAIRS)
-        const Codes ones = _mm256_set1_epi16(1);
-        for (int r = 0; r < rows; r++) part[r] = _mm256_setzero_si256();
-        for (int q = 0; q < QUADS && kind == INT8; q++) {
-            const Codes v = LOAD(quads + q * 4 * TILE), size = _mm256_abs_epi8(v);
-            for (int r = 0; r < rows; r++) {
-                const Codes x = _mm256_sign_epi8(EVERY(codes + r * a->stride + 4 * q), v);
-                part[r] = _mm256_add_epi32(part[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), ones));
+            const Codes ones = _mm256_set1_epi16(1);
+            for (int r = 0; r < rows; r++) part[v][r] = _mm256_setzero_si256();
+            for (int q = 0; q < QUADS && kind == INT8; q++) {
+                const Codes c = LOAD(quads + q * 4 * TILE), size = _mm256_abs_epi8(c);
+                if (rows == 1 && v == 0) __builtin_prefetch(quads + q * 4 * TILE + AHEAD);
+                for (int r = 0; r < rows; r++) {
+                    const Codes x = _mm256_sign_epi8(EVERY(codes + r * a->stride + 4 * q), c);
+                    part[v][r] = _mm256_add_epi32(part[v][r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), ones));
+                }
             }
-        }
-        for (int q = 0; q < QUADS / 2 && kind == INT4; q++) { /* eight pairs of 15 * 127 have room in int16 */
-            const Codes v = LOAD(quads + q * 4 * TILE), low = NIBBLES(v), high = NIBBLES(SHIFT4(v));
-            for (int r = 0; r < rows; r++) {
-                const int8_t *x = codes + r * a->stride + 4 * q;
-                part[r] = _mm256_add_epi16(part[r], _mm256_maddubs_epi16(low, EVERY(x)));
-                part[r] = _mm256_add_epi16(part[r], _mm256_maddubs_epi16(high, EVERY(x + BLOCK / 2)));
+            for (int q = 0; q < QUADS / 2 && kind == INT4; q++) { /* eight pairs of 15 * 127 have room in int16 */
+                const Codes c = LOAD(quads + q * 4 * TILE), low = NIBBLES(c), high = NIBBLES(SHIFT4(c));
+                if (rows == 1 && v == 0) __builtin_prefetch(quads + q * 4 * TILE + AHEAD);
+                for (int r = 0; r < rows; r++) {
+                    const int8_t *x = codes + r * a->stride + 4 * q;
+                    part[v][r] = _mm256_add_epi16(part[v][r], _mm256_maddubs_epi16(low, EVERY(x)));
+                    part[v][r] = _mm256_add_epi16(part[v][r], _mm256_maddubs_epi16(high, EVERY(x + BLOCK / 2)));
+                }
             }
-        }
-        for (int r = 0; r < rows && kind == INT4; r++)
-            part[r] = _mm256_add_epi32(_mm256_madd_epi16(part[r], ones), EVERY(offsets + r * a->blocks + b));
+            for (int r = 0; r < rows && kind == INT4; r++)
+                part[v][r] = _mm256_add_epi32(_mm256_madd_epi16(part[v][r], ones), EVERY(offsets + r * a->blocks + b));
 #else
-        for (int r = 0; r < rows; r++) part[r] = EVERY(offsets + r * a->blocks + b);
-        for (int q = 0; q < QUADS && kind == INT8; q++) {
-            const Codes v = LOAD(quads + q * 4 * TILE);
-            for (int r = 0; r < rows; r++) part[r] = DOT(part[r], v, EVERY(codes + r * a->stride + 4 * q));
-        }
-        for (int q = 0; q < QUADS / 2 && kind == INT4; q++) {
-            const Codes v = LOAD(quads + q * 4 * TILE), low = NIBBLES(v), high = NIBBLES(SHIFT4(v));
-            for (int r = 0; r < rows; r++) {
-                const int8_t *x = codes + r * a->stride + 4 * q;
-                part[r] = DOT(DOT(part[r], low, EVERY(x)), high, EVERY(x + BLOCK / 2));
+            for (int r = 0; r < rows; r++) part[v][r] = EVERY(offsets + r * a->blocks + b);
+            for (int q = 0; q < QUADS && kind == INT8; q++) {
+                const Codes c = LOAD(quads + q * 4 * TILE);
+                if (rows == 1 && v == 0) __builtin_prefetch(quads + q * 4 * TILE + AHEAD);
+                for (int r = 0; r < rows; r++) part[v][r] = DOT(part[v][r], c, EVERY(codes + r * a->stride + 4 * q));
             }
-        }
+            for (int q = 0; q < QUADS / 2 && kind == INT4; q++) {
+                const Codes c = LOAD(quads + q * 4 * TILE), low = NIBBLES(c), high = NIBBLES(SHIFT4(c));
+                if (rows == 1 && v == 0) __builtin_prefetch(quads + q * 4 * TILE + AHEAD);
+                for (int r = 0; r < rows; r++) {
+                    const int8_t *x = codes + r * a->stride + 4 * q;
+                    part[v][r] = DOT(DOT(part[v][r], low, EVERY(x)), high, EVERY(x + BLOCK / 2));
+                }
+            }
 #endif
-        const Reals group = kind == INT4 ? HALVES(w + TILE * BLOCK / 2 + 2 * lane) : BOTH(1);
-        for (int r = 0; r < rows; r++) {
-            const Reals by = BOTH(scales[r * a->blocks + b]);
-            total[r] = FUSED(REAL(part[r]), kind == INT4 ? TIMES(group, by) : by, total[r]);
+        }
+        for (int v = 0; v < wide; v++) {
+            const Reals group = kind == INT4 ? HALVES(w + TILE * BLOCK / 2 + 2 * (lane + v * LANES)) : BOTH(1);
+            for (int r = 0; r < rows; r++) {
+                const Reals by = BOTH(scales[r * a->blocks + b]);
+                total[v][r] = FUSED(REAL(part[v][r]), kind == INT4 ? TIMES(group, by) : by, total[v][r]);
+            }
         }
     }
-    for (int r = 0; r < rows; r++) STORE(y[r] + lane, total[r]);
+    for (int v = 0; v < wide; v++)
+        for (int r = 0; r < rows; r++) STORE(y[r] + lane + v * LANES, total[v][r]);
 }
 #else
-static void product(int kind, int rows, const uint8_t *w, int lane, const Rounded *a, int first, float (*y)[TILE]) {
+static void product(int kind, int rows, int wide, const uint8_t *w, int lane, const Rounded *a, int first,
+                    float (*y)[TILE]) {
+    (void)wide, (void)lane; /* all 16 outputs */
     for (int r = 0; r < rows; r++) {
         const uint8_t *block = w;
         memset(y[r], 0, sizeof y[r]);
@@ -223,13 +239,16 @@ static void product(int kind, int rows, const uint8_t *w, int lane, const Rounde
 
 static inline __attribute__((always_inline)) void lanes(int kind, int rows, const uint8_t *w, const Rounded *a,
                                                         int first, float (*y)[TILE]) {
+    if (rows == 1) {
+        product(kind, 1, TILE / LANES, w, 0, a, first, y);
+        return;
+    }
     for (int lane = 0; lane < TILE; lane += LANES) {
         switch (rows) { /* the number of rows is a constant in each copy, so that sums stay in registers */
-        case 1: product(kind, 1, w, lane, a, first, y); break;
-        case 2: product(kind, 2, w, lane, a, first, y); break;
-        case 3: product(kind, 3, w, lane, a, first, y); break;
-        case ROWS: product(kind, ROWS, w, lane, a, first, y); break;
-        default: product(kind, 4, w, lane, a, first, y);
+        case 2: product(kind, 2, 1, w, lane, a, first, y); break;
+        case 3: product(kind, 3, 1, w, lane, a, first, y); break;
+        case ROWS: product(kind, ROWS, 1, w, lane, a, first, y); break;
+        default: product(kind, 4, 1, w, lane, a, first, y);
         }
     }
 }
