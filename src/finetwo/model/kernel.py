@@ -76,8 +76,8 @@ def _library() -> ctypes.CDLL | Refused:
     library.ft_work.argtypes = [ctypes.POINTER(CNetwork), number, number]
     library.ft_linear.restype = library.ft_forward.restype = None
     library.ft_linear.argtypes = [ctypes.POINTER(CLinear), number, pointer, pointer, pointer, number]
-    rows = [number, pointer, pointer, pointer]
-    library.ft_forward.argtypes = [ctypes.POINTER(CNetwork), *rows, number, pointer, pointer, pointer, number]
+    rows, wanted = (number, pointer, pointer, pointer), (number, pointer, pointer, pointer, number)
+    library.ft_forward.argtypes = (ctypes.POINTER(CNetwork), *rows, *wanted)
     return library
 
 

@@ -44,7 +44,8 @@ def rounded(x: Tensor) -> Tensor:
     blocks = pad(x.float(), (0, -width % BLOCK)).unflatten(-1, (-1, BLOCK))  # (..., blocks, 32)
     largest = blocks.abs().amax(-1, keepdim=True)
     by = torch.where(largest > 1e-30, 127.0 / largest, torch.zeros_like(largest))
-    return ((blocks * by).round() * (largest / 127.0)).flatten(-2)[..., :width]
+    seen: Tensor = ((blocks * by).round() * (largest / 127.0)).flatten(-2)
+    return seen[..., :width]
 
 
 class Codes(nn.Module):
