@@ -27,7 +27,7 @@ Kind = Literal["int8", "int4"]
 KINDS: tuple[Kind, ...] = ("int8", "int4")
 BLOCK, TILE = 32, 16
 """Inputs that share a scale; outputs that the kernel computes together."""
-_ROWS = 2048  # of a matrix, quantised at a time: what a search needs in between stays small
+_ROWS = 2048  # of a matrix, a multiple of TILE: quantised or packed at a time, so that what is needed between is small
 
 
 def check_kind(where: str, kind: str) -> Kind:
@@ -96,9 +96,15 @@ class Codes(nn.Module):
 
     def pack(self, into: Tensor | None = None) -> None:
         """Change to the kernel's layout, which the codes keep, `into` memory of `packed_bytes` if some is given."""
-        if not self.packed:
-            codes = _packed(self)
-            self.codes, self.packed = codes if into is None else into.copy_(codes), True
+        if self.packed:
+            return
+        packed = torch.empty(self.packed_bytes, dtype=torch.uint8) if into is None else into
+        at = 0
+        for codes, scales in zip(self.codes.split(_ROWS), self.scales.split(_ROWS), strict=True):
+            part = _packed(self.kind, self.inputs, codes, scales)
+            packed[at : at + part.numel()] = part
+            at += part.numel()
+        self.codes, self.packed = packed, True
 
     def weight(self) -> Tensor:
         """Return the matrix (N, K) in float32."""
@@ -161,14 +167,14 @@ def _int4(w: Tensor) -> tuple[Tensor, Tensor]:
     return (nibbles[..., :16] | nibbles[..., 16:] << 4).flatten(1), scales.bfloat16()
 
 
-def _packed(matrix: Codes) -> Tensor:
-    """Plain codes -> bytes by tile of 16 outputs and block of 32 inputs, as native/codes.h has them; zeros fill up."""
-    blocks, tall = -(-matrix.inputs // BLOCK), (0, 0, 0, -matrix.outputs % TILE)
-    if matrix.kind == "int8":
-        wide = pad(matrix.codes, (0, blocks * BLOCK - matrix.inputs, *tall[2:])).view(-1, TILE, blocks, 8, 4)
+def _packed(kind: Kind, inputs: int, codes: Tensor, scales: Tensor) -> Tensor:
+    """Plain rows -> bytes by tile of 16 outputs and block of 32 inputs, as native/codes.h has them; zeros fill up."""
+    blocks, tall = -(-inputs // BLOCK), (0, 0, 0, -codes.shape[0] % TILE)
+    if kind == "int8":
+        wide = pad(codes, (0, blocks * BLOCK - inputs, *tall[2:])).view(-1, TILE, blocks, 8, 4)
         return wide.permute(0, 2, 3, 1, 4).contiguous().flatten().view(torch.uint8).add_(kernel.zero())
-    quads = pad(matrix.codes, tall).view(-1, TILE, blocks, 4, 4).permute(0, 2, 3, 1, 4).flatten(2)  # (T, B, 256)
-    groups = pad(matrix.scales, tall).view(-1, TILE, blocks).transpose(1, 2).contiguous().view(torch.uint8)
+    quads = pad(codes, tall).view(-1, TILE, blocks, 4, 4).permute(0, 2, 3, 1, 4).flatten(2)  # (T, B, 256)
+    groups = pad(scales, tall).view(-1, TILE, blocks).transpose(1, 2).contiguous().view(torch.uint8)
     return torch.cat([quads, groups], 2).flatten()  # (T, B, 288)
 
 
