@@ -112,3 +112,18 @@ def test_damaged_folders_are_refused(kind: str, folders: dict[Kind, Path], tmp_p
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=BROKEN[kind]):
         load_network(tmp_path)
+
+
+def test_codes_go_nowhere_else(folders: dict[Kind, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(folders["int8"]), "--out", str(tmp_path / "made" / "whole")]) == 2
+    said = capsys.readouterr().err
+    assert "int8 codes for inference" in said and "export the model that it was made from" in said
+    assert not (tmp_path / "made").exists()
+    assert main(["info", str(folders["int4"])]) == 0
+    assert "GPT-2 model in int4 codes, for inference" in capsys.readouterr().out
+
+
+def test_nothing_is_left_of_a_refused_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="int4 would change a logit"):
+        export_quantised(open_model("tiny"), tmp_path / "made" / "codes", "int4", 0.0)
+    assert list(tmp_path.iterdir()) == []

@@ -67,7 +67,7 @@ def machine() -> dict[str, Any]:
 
 def about(name: str) -> dict[str, Any]:
     """A run, a model or an adapter; the weights are not read."""
-    from finetwo.store.folder import read_config, read_extras
+    from finetwo.store.folder import read_config, read_extras, stored_kind
     from finetwo.store.hub import resolve
     from finetwo.store.models import base_name, is_adapter_folder
     from finetwo.store.peft import read_adapter_config, saved_parameters
@@ -102,10 +102,10 @@ def about(name: str) -> dict[str, Any]:
             else config.get("target_modules"),
         }
         return {**found, **kind, "parameters": saved_parameters(folder)} | _classifier(extras.labels, extras.pooling)
-    shape = read_config(folder)
+    shape, stored = read_config(folder), stored_kind(folder)
     return {
         **found,
-        "kind": "GPT-2 model",
+        "kind": "GPT-2 model" + (f" in {stored} codes, for inference" if stored else ""),
         "parameters": shape.parameters,
         "layers": shape.n_layer,
         "width": shape.n_embd,

@@ -7,15 +7,12 @@ the arithmetic changed by more than the bound.
 from __future__ import annotations
 
 import copy
-import shutil
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from finetwo.core.errors import InputError
-from finetwo.core.files import faults, fsync_dir
 from finetwo.model.lora import merge_lora
 from finetwo.model.network import Network
 from finetwo.model.storing import KINDS, store_blocks
@@ -23,6 +20,7 @@ from finetwo.store.change import Change, probe_tokens
 from finetwo.store.folder import read_weights, save_model
 from finetwo.store.models import Opened
 from finetwo.store.peft import save_adapter
+from finetwo.store.staged import staged
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 BOUNDS = {"float32": 0.01, "bf16": 2.0, "float16": 0.5}
@@ -35,8 +33,9 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
     What was written is read back and compared. Raises InputError when `out` is in use, the model has no adapter to
     write, or a logit changed by more than `max_difference` (see `BOUNDS`), EnvironmentFault when the disk refuses.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("--out", "exists and is not an empty folder", str(out), "give a new folder")
+    if opened.network.quantised is not None:
+        what = f"holds {opened.network.quantised} codes for inference, which no other tool reads"
+        raise InputError(opened.name, what, None, "export the model that it was made from")
     kind = to if to != "auto" else ("merged" if opened.is_adapter else "hf")
     if kind == "hf" and opened.is_adapter:
         fix = "use --to merged for a whole model, or --to adapter"
@@ -45,23 +44,8 @@ def export_model(opened: Opened, out: Path, to: str, dtype: str, max_difference:
         raise InputError(f"--to {kind}", f"{opened.name} is a whole model without an adapter", None, "use --to hf")
     bound = BOUNDS[dtype] if max_difference is None else max_difference
     _check_range(opened.network, dtype)
-    temporary = out.with_name(f".tmp-{out.name}")
-    made = [place for place in (out.parent, *out.parent.parents) if not place.exists()]
-    with faults(out):
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            said = [*_storage(opened), *_write(opened, temporary, kind, dtype, bound)]
-            if out.exists():
-                out.rmdir()
-            temporary.rename(out)
-            fsync_dir(out.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            with suppress(OSError):
-                for place in made:
-                    place.rmdir()
-            raise
+    with staged(out) as folder:
+        said = [*_storage(opened), *_write(opened, folder, kind, dtype, bound)]
     return [*said, f"{kind} written to {out}; load it with {_loader(opened, kind)}"]
 
 

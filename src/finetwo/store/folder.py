@@ -19,6 +19,7 @@ from finetwo.core.errors import InputError
 from finetwo.core.files import read_json, write_json
 from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.network import Network
+from finetwo.model.quantised import Kind
 from finetwo.store.codes import network_from, state_with_codes, with_kind, without_kind
 from finetwo.store.tensors import read_header, read_tensors, write_tensors
 from finetwo.text.template import Template
@@ -139,6 +140,11 @@ def read_config(folder: Path) -> GPT2Config:
     return GPT2Config.from_dict(without_kind(content, str(path))[0], str(path))
 
 
+def stored_kind(folder: Path) -> Kind | None:
+    """int8 or int4 for the folder of a quantised network, None for one in full; `read_config` has read it before."""
+    return without_kind(read_json(folder / "config.json"), str(folder / "config.json"))[1]
+
+
 def _shards(folder: Path) -> list[Path]:
     """The weight files of a folder, their index checked."""
     index = folder / "model.safetensors.index.json"
@@ -196,7 +202,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def load_network(folder: Path) -> Network:
     """Build the network of a Hugging Face folder and fill it strictly, in float32; a quantised one keeps its codes."""
     config = read_config(folder)
-    kind = without_kind(read_json(folder / "config.json"), str(folder / "config.json"))[1]
+    kind = stored_kind(folder)
     weights = read_weights(folder)
     with torch.device("meta"):  # no memory is asked for before the weights are known to have the config's shapes
         network = Network(config)

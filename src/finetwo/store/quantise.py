@@ -6,20 +6,19 @@ figures are those of the weights that were written, read back.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from finetwo.core.errors import InputError
-from finetwo.core.files import TEMPORARY, faults, fsync_dir
 from finetwo.model.fused import pack
 from finetwo.model.lora import merge_lora
 from finetwo.model.quantised import Kind, quantise
 from finetwo.store.change import Change, probe_tokens
 from finetwo.store.folder import load_network, save_model
 from finetwo.store.models import Opened
+from finetwo.store.staged import staged
 
 BOUNDS: dict[Kind, float] = {"int8": 1.0, "int4": 8.0}
 """By how much a logit may change, where the user names no bound."""
@@ -32,8 +31,6 @@ def export_quantised(opened: Opened, out: Path, kind: Kind, max_difference: floa
     Raises InputError when `out` is in use, the model is quantised already, or a logit changed by more than
     `max_difference` (see `BOUNDS`); EnvironmentFault when the disk refuses.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("--out", "exists and is not an empty folder", str(out), "give a new folder")
     network = opened.network.eval()
     if network.lora is not None:
         merge_lora(network)
@@ -42,30 +39,22 @@ def export_quantised(opened: Opened, out: Path, kind: Kind, max_difference: floa
     probe = probe_tokens(opened.tokenizer, network.config.n_positions)
     before = network(probe)
     quantise(network, kind)
-    temporary = out.with_name(f"{TEMPORARY}{out.name}")
-    with faults(out):
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            save_model(temporary, network, opened.tokenizer, replace(opened.extras, base=None, base_sha256=None))
-            written = load_network(temporary)
-            said = [pack(written)]
-            change = Change.between(probe, before, written(probe), classes=bool(network.config.labels))
-            bound = BOUNDS[kind] if max_difference is None else max_difference
-            if not change.largest <= bound:  # NaN is above every bound
-                what = f"{kind} would change a logit by {change.largest:.2e}; the bound is {bound:g}"
-                fix = "nothing was written; take int8, or raise the bound if such a change is meant"
-                raise InputError("--max_difference", what, None, fix)
-            size = (temporary / "model.safetensors").stat().st_size
-            if out.exists():
-                out.rmdir()
-            temporary.rename(out)
-            fsync_dir(out.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with staged(out) as folder:
+        extras = replace(opened.extras, base=None, base_sha256=None, quantize=None)
+        save_model(folder, network, opened.tokenizer, extras)
+        written = load_network(folder)
+        said = pack(written)
+        change = Change.between(probe, before, written(probe), classes=bool(network.config.labels))
+        bound = BOUNDS[kind] if max_difference is None else max_difference
+        if not change.largest <= bound:  # NaN is above every bound
+            what = f"{kind} would change a logit by {change.largest:.2e}; the bound is {bound:g}"
+            fix = "nothing was written; take int8, or raise the bound if such a change is meant"
+            raise InputError("--max_difference", what, None, fix)
+        size = (folder / "model.safetensors").stat().st_size
     return [
         f"weights {before_bytes / 1e6:,.1f} MB in float32 before, {size / 1e6:,.1f} MB in {kind} after "
         f"({size / before_bytes:.0%})",
         *change.lines(bound),
-        *said,
+        said,
         f"{kind} written to {out}; load it with finetwo (no other tool reads this format, transformers neither)",
     ]
