@@ -108,10 +108,10 @@ def test_mixed_precision_computes_in_bf16_and_keeps_no_copy(kind: str) -> None:
     _, linear = stored(kind)
     x = torch.randn(6, 96, generator=torch.Generator().manual_seed(1), requires_grad=True)
     full = linear(x)
-    with Lowered(linear, None):
+    with Lowered(linear, None, torch.bfloat16):
         half = linear(x)
-        assert linear.lowered and linear.copies is None
-    assert not linear.lowered
+        assert linear.lowered == torch.bfloat16 and linear.copies is None
+    assert linear.lowered is None
     assert half.dtype == torch.bfloat16 and 0 < difference(half, full) < 0.02
     half.float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32

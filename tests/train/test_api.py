@@ -86,7 +86,7 @@ def test_adapter_goes_on_being_trained(base: Path, tmp_path: Path) -> None:
         ({"lora.rnak": 4}, r"lora.rnak: unknown setting\. Fix: did you mean lora.rank\?"),
         ({"zzz": 4}, "zzz: unknown setting. Fix: use "),
         ({"lr.peak": 4}, "lr.peak: lr is one setting, not a group"),
-        ({"precision": "fp16"}, r"precision: must be one of float32, bf16, bf16-true \(got fp16\)"),
+        ({"precision": "fp8"}, r"precision: must be one of float32, bf16, fp16, bf16-true \(got fp8\)"),
         ({"schedule": "cosin"}, "schedule: must be one of constant"),
         ({"optimizer": "sgd"}, "optimizer: must be one of adamw, muon"),
         ({"rows": {"format": "xml"}}, "rows.format: must be one of auto, json"),

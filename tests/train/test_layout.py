@@ -126,8 +126,14 @@ def test_a_run_that_falls_back_to_float32_is_one_in_float32(
     assert "precision: float32" in (tmp_path / "bf16/config.yaml").read_text(encoding="utf-8")
 
 
+def test_fp16_is_for_gpus() -> None:
+    with pytest.raises(InputError, match=r"--precision: fp16 is for CUDA GPUs.* device is cpu\..*float32"):
+        settle_precision(TrainConfig(precision="fp16"), torch.device("cpu"), lambda _: None)
+    assert settle_precision(TrainConfig(precision="fp16"), torch.device("cuda"), lambda _: None).precision == "fp16"
+
+
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    with pytest.raises(InputError, match=r"--precision: Some GPU has no bfloat16 \(got bf16\).*float32"):
+    with pytest.raises(InputError, match=r"--precision: Some GPU has no bfloat16 \(got bf16\).*use fp16"):
         settle_precision(TrainConfig(precision="bf16"), torch.device("cuda"), lambda _: None)

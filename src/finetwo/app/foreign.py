@@ -67,7 +67,7 @@ OURS: dict[str, str] = {
     "early_stopping_patience": "--patience",
     "gradient_checkpointing": "--recompute",
     "bf16": "--precision bf16",
-    "fp16": "--precision bf16",
+    "fp16": "--precision fp16",
     "dtype": "--precision",
     "torch_dtype": "--precision",
     "mixed_precision": "--precision",

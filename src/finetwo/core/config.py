@@ -233,8 +233,8 @@ class TrainConfig:
     """Compute what the records of a batch begin with in common once (default where it is exact: no dropout)."""
     recompute: bool = False
     """Keep only what goes into each block and compute the rest again in backward: less memory, about a third slower."""
-    precision: Literal["float32", "bf16", "bf16-true"] = "float32"
-    """float32; bf16 mixed with float32 master weights; bf16-true for everything."""
+    precision: Literal["float32", "bf16", "fp16", "bf16-true"] = "float32"
+    """float32; bf16 mixed with float32 masters; fp16 the same, for a GPU without bf16; bf16-true for everything."""
     quantize: Literal["none", "nf4", "int8"] = "none"
     """With --lora: store the base's block matrices in 4 bits (nf4: QLoRA) or 8 (int8), to save memory."""
     device: str = "auto"

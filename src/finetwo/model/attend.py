@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+_LOW = (torch.bfloat16, torch.float16)
 
-def _slow_in_bf16(length: int) -> bool:
+
+def _slow_in_16_bits(length: int) -> bool:
     """Whether a CPU attends in float32 sooner than in bfloat16: to few tokens, or without AVX-512 to any number.
 
     (torch 2.13: 8 sequences of 57 tokens take 3 times as long in bfloat16 with AVX2, and with AVX-512 a share of the
@@ -34,9 +36,9 @@ class Causal:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
         """Return causal attention, (B, H, T, Dh)."""
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and _slow_in_bf16(q.shape[2]):
-            q, k, v = q.float(), k.float(), v.float()
-            return self(layer, q, k, v, scale, dropout).to(torch.bfloat16)
+        if q.dtype in _LOW and q.device.type == "cpu" and _slow_in_16_bits(q.shape[2]):
+            low, q, k, v = q.dtype, q.float(), k.float(), v.float()
+            return self(layer, q, k, v, scale, dropout).to(low)
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
 
 

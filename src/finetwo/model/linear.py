@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from finetwo.model.mixed import LOW, Lowerable, LowProduct
+from finetwo.model.mixed import Lowerable, LowProduct
 
 
 class Linear(Lowerable):
@@ -38,8 +38,8 @@ class Linear(Lowerable):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         flat = x.reshape(-1, self.in_features)
-        if self.lowered:
-            flat = flat.to(LOW)
+        if self.lowered is not None:
+            flat = flat.to(self.lowered)
         y = self.base(flat)
         if self.adapter is not None:
             y = self.adapter.add_to(y, flat)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16 over float32 masters, without casting a weight twice.
+"""Matrix products in 16 bits (bfloat16 or float16) over float32 masters, without casting a weight twice.
 
 Norms, embeddings, the residual stream and every sum of gradients stay float32; it knows no optimizer and no loss. Its
 one invariant: a working copy is never older than its parameter.
@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-LOW = torch.bfloat16
-"""The precision of the products."""
-
 
 class Copy:
-    """A parameter in bfloat16, kept until the parameter may have changed.
+    """A parameter in 16 bits, kept until the parameter may have changed.
 
     Its version tells of every change but the fused optimizers', so whoever learns must be told of by `refresh`.
     """
 
-    def __init__(self, parameter: Tensor) -> None:
+    def __init__(self, parameter: Tensor, dtype: torch.dtype) -> None:
         self._parameter = parameter
         self._state: tuple[int, int] | None = None
-        self._low = torch.empty(0, dtype=LOW)
+        self._low = torch.empty(0, dtype=dtype)
 
     def refresh(self) -> None:
         """Write the copy anew at its next use if the parameter learns."""
@@ -38,28 +35,29 @@ class Copy:
         state = (p._version, p.data_ptr())
         if state != self._state:
             if self._low.shape != p.shape or self._low.device != p.device:
-                self._low = torch.empty_like(p, dtype=LOW, requires_grad=False)
+                self._low = torch.empty_like(p, dtype=self._low.dtype, requires_grad=False)
             self._low.copy_(p.detach())
             self._state = state
         return self._low
 
 
 class Lowered:
-    """The context in which a network's products are made in bfloat16: one step's, or one evaluation's.
+    """The context in which a network's products are made in 16 bits: one step's, or one evaluation's.
 
     Nothing may learn inside. The copies of what is frozen are kept for the next time.
     """
 
-    def __init__(self, network: nn.Module, head: Tensor | None) -> None:
+    def __init__(self, network: nn.Module, head: Tensor | None, dtype: torch.dtype) -> None:
         """`head`: the head's matrix, if its products are large enough to be worth it."""
-        self._slots = [(m, m.working_copies()) for m in network.modules() if isinstance(m, Lowerable)]
-        self.head = None if head is None else Copy(head)
+        self._slots = [(m, m.working_copies(dtype)) for m in network.modules() if isinstance(m, Lowerable)]
+        self.head = None if head is None else Copy(head, dtype)
+        self.dtype = dtype
         self.active = False
 
     def __enter__(self) -> None:
         self.active = True
         for module, copies in self._slots:
-            module.lowered, module.copies = True, copies
+            module.lowered, module.copies = self.dtype, copies
             for copy in copies or ():
                 copy.refresh()
         if self.head is not None:
@@ -70,30 +68,30 @@ class Lowered:
     ) -> None:
         self.active = False
         for module, _ in self._slots:
-            module.lowered, module.copies = False, None
+            module.lowered, module.copies = None, None
 
 
 class Lowerable(nn.Module):
-    """A module with a weight and a bias whose product may be made in bfloat16, from copies of them."""
+    """A module with a weight and a bias whose product may be made in 16 bits, from copies of them."""
 
-    lowered = False
-    """Whether it is made so now."""
+    lowered: torch.dtype | None = None
+    """The precision that it is made in now, where that is not the weight's."""
     copies: tuple[Copy, Copy] | None = None
     if TYPE_CHECKING:
         weight: nn.Parameter
         bias: nn.Parameter
 
-    def working_copies(self) -> tuple[Copy, Copy] | None:
+    def working_copies(self, dtype: torch.dtype) -> tuple[Copy, Copy] | None:
         """Copies of weight and bias; None where the product needs none to be made in its input's precision."""
-        return Copy(self.weight), Copy(self.bias)
+        return Copy(self.weight, dtype), Copy(self.bias, dtype)
 
 
 class LowProduct(torch.autograd.Function):
-    """`x @ weight + bias` from copies in bfloat16; the gradients of weight and bias come in their own precision."""
+    """`x @ weight + bias` from copies in 16 bits; the gradients of weight and bias come in their own precision."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, low: tuple[Tensor, Tensor]) -> Tensor:
-        """Return (N, out) in bfloat16 for x (N, in) in bfloat16."""
+        """Return (N, out) for x (N, in), both in the precision of the copies."""
         ctx.save_for_backward(x if weight.requires_grad else None, low[0])
         ctx.dtype = weight.dtype
         return torch.addmm(low[1], x, low[0])

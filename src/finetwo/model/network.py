@@ -71,18 +71,18 @@ class Network(nn.Module):
 
     @property
     def head_read(self) -> Tensor:
-        """The head's matrix as products read it: inside `lowered()` the language head's copy in bfloat16."""
+        """The head's matrix as products read it: inside `lowered()` the language head's copy in 16 bits."""
         low = self._lowered.head() if self._lowered and self._lowered.active and self._lowered.head else None
         return self.head_weight if low is None else low
 
-    def lowered(self) -> Lowered:
-        """The context of mixed precision: inside, products are made in bfloat16, from copies kept until `raised()`."""
-        if self._lowered is None:
-            self._lowered = Lowered(self, self.transformer.wte.weight if self.score is None else None)
+    def lowered(self, dtype: torch.dtype = torch.bfloat16) -> Lowered:
+        """The context of mixed precision: inside, products are made in `dtype`, from copies kept until `raised()`."""
+        if self._lowered is None or self._lowered.dtype != dtype:
+            self._lowered = Lowered(self, self.transformer.wte.weight if self.score is None else None, dtype)
         return self._lowered
 
     def raised(self) -> None:
-        """Forget the copies in bfloat16."""
+        """Forget the copies."""
         self._lowered = None
 
     @torch.no_grad()

@@ -196,7 +196,7 @@ class QuantisedLinear(Linear):
         self.matrix, self.adapter = matrix, None
         self.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
-    def working_copies(self) -> None:
+    def working_copies(self, dtype: torch.dtype) -> None:
         """None: the codes are what computes."""
 
     def base(self, x: Tensor) -> Tensor:

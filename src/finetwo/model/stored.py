@@ -65,7 +65,7 @@ class StoredLinear(Linear):
         what = f"the base is stored as {self.kind}; an adapter is merged into full-precision weights only"
         raise InputError("merge", what, None, "load the run's folder, which takes the full-precision base, and merge")
 
-    def working_copies(self) -> None:
+    def working_copies(self, dtype: torch.dtype) -> None:
         """None: a copy in bfloat16 would take the memory that was saved."""
 
     def base(self, x: Tensor) -> Tensor:

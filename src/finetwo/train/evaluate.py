@@ -81,9 +81,12 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
     return tokens, positions, targets
 
 
+_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def lowered(precision: str, network: Network) -> AbstractContextManager[object]:
-    """Mixed precision when asked for: float32 weights, bfloat16 matrix products."""
-    return network.lowered() if precision == "bf16" else nullcontext()
+    """Mixed precision when asked for: float32 weights, matrix products in 16 bits."""
+    return network.lowered(_MIXED[precision]) if precision in _MIXED else nullcontext()
 
 
 @contextmanager

@@ -34,6 +34,9 @@ from finetwo.train.schedule import factor, warmup_steps
 from finetwo.train.signals import Signals
 from finetwo.train.step import backward, gradient_norm, shrinking
 
+_SCALE_STEPS, _MOST_SCALE = 2000, 2.0**24
+"""Steps without overflow after which fp16 doubles its loss scale, and the largest."""
+
 
 @dataclass
 class Job:
@@ -137,12 +140,11 @@ class Training:
         count = sum(b.learned for b in batches)
         weights = self.job.class_weights
         mass = count if weights is None else sum(b.weight(weights) for b in batches)
-        loss_value = backward(self.job.network, batches, self.config.precision, mass, self.class_weights)
-        norm = gradient_norm(self.parameters)
+        loss_value, norm, scale = self._gradients(batches, mass)
         rate = factor(self.config.schedule, step, self.job.total_steps, self.warm)
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             self._refuse_numbers(step, loss_value, norm, rate)
-        self.optimizer.step(rate, shrinking(norm, self.config.clip))
+        self.optimizer.step(rate, shrinking(norm, self.config.clip) / scale)
         p = self.progress
         p.step, p.tokens, p.learned = step + 1, p.tokens + sum(b.real for b in batches), p.learned + count
         self.last_loss = loss_value
@@ -162,6 +164,24 @@ class Training:
         }
         self.folder.append_metrics(record)
         self.listeners.tell(**record, total_steps=self.job.total_steps)
+
+    def _gradients(self, batches: Sequence[Batch], mass: float) -> tuple[float, float, float]:
+        """The step's loss, the length of its gradients, and by what these are multiplied (not 1 in fp16 alone).
+
+        Where gradients overflow under their scale (Micikevicius et al. 2018, arXiv:1710.03740) that is halved and the
+        same batches are computed again, so that no record is passed over; after 2,000 steps without it is doubled.
+        """
+        p, network, precision = self.progress, self.job.network, self.config.precision
+        if precision == "fp16" and p.step - p.scaled_at >= _SCALE_STEPS and p.loss_scale < _MOST_SCALE:
+            p.loss_scale, p.scaled_at = 2 * p.loss_scale, p.step
+        while True:
+            scale = p.loss_scale if precision == "fp16" else 1.0
+            loss = backward(network, batches, precision, mass, self.class_weights, scale)
+            norm = gradient_norm(self.parameters) / scale
+            if math.isfinite(norm) or not math.isfinite(loss) or scale <= 1.0:
+                return loss, norm, scale
+            self.optimizer.zero_grad()
+            p.loss_scale, p.scaled_at = scale / 2, p.step
 
     def _refuse_numbers(self, step: int, loss: float, norm: float, rate: float) -> None:
         self.optimizer.zero_grad()

@@ -29,6 +29,10 @@ class Progress:
     evaluated_at: int = -1
     """Step of the last whole evaluation: one that a signal cut short is made up for after resuming."""
     sampled_at: int = -1
+    loss_scale: float = 65536.0
+    """By what gradients are multiplied on their way, in fp16 alone, whose small numbers would be lost."""
+    scaled_at: int = 0
+    """The step at which that was set last."""
     finished: bool = False
     stopped_early: bool = False
 

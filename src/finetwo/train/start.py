@@ -65,9 +65,15 @@ def settle_precision(config: TrainConfig, device: torch.device, say: Say) -> Tra
     """
     if config.precision == "float32":
         return config
+    if config.precision == "fp16":
+        if device.type != "cuda":
+            what = f"fp16 is for CUDA GPUs without bfloat16, and this run's device is {device.type}"
+            raise InputError("--precision", what, None, "leave it out: float32")
+        return config
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
-        raise InputError("--precision", f"{name} has no bfloat16", config.precision, "leave it out: float32")
+        fix = "use fp16" if config.precision == "bf16" else "leave it out: float32"
+        raise InputError("--precision", f"{name} has no bfloat16", config.precision, fix)
     if not only_imitates_bf16(device):
         return config
     if config.precision == "bf16":

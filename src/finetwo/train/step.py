@@ -17,9 +17,14 @@ from finetwo.train.evaluate import attend_for, lowered, to_device
 
 
 def backward(
-    network: Network, batches: Sequence[Batch], precision: str, mass: float, class_weights: Tensor | None = None
+    network: Network,
+    batches: Sequence[Batch],
+    precision: str,
+    mass: float,
+    class_weights: Tensor | None = None,
+    scale: float = 1.0,
 ) -> float:
-    """Return the mean loss over `batches`, a mean over `mass`, and add its gradients to those there.
+    """Return the mean loss over `batches`, a mean over `mass`, and add `scale` times its gradients to those there.
 
     Whether the numbers are finite is for the caller to see.
     """
@@ -28,10 +33,10 @@ def backward(
     with lowered(precision, network):
         for batch in batches:
             tokens, positions, targets = to_device(batch, device)
-            loss = network.loss(tokens, positions, targets, attend_for(batch, positions), class_weights, 1 / mass)
+            loss = network.loss(tokens, positions, targets, attend_for(batch, positions), class_weights, scale / mass)
             loss.backward()
             total += loss.detach()
-    return float(total)
+    return float(total) / scale
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
