@@ -12,7 +12,7 @@ from finetwo.core.errors import InputError
 from finetwo.generate.decoder import Decoder, FusedDecoder
 from finetwo.generate.engine import Engine, Request
 from finetwo.generate.pipeline import Model
-from finetwo.model.fused import make_ready, refused, usable
+from finetwo.model.fused import Fused, make_ready, refused, usable
 from finetwo.model.network import Network
 from finetwo.model.quantised import KINDS, Kind, quantise
 from finetwo.store.change import Change, probe_tokens
@@ -58,6 +58,28 @@ def test_samples_share_the_prompt(tokenizer: Tokenizer) -> None:
     done = Engine(network, tokenizer, max_slots=4).complete(asked)
     assert [Engine(network, tokenizer).complete([r])[0] for r in asked] == done
     assert len({tuple(c.tokens) for c in done[0]}) > 2
+
+
+@needs_kernel
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_prompts_that_begin_alike_share_their_beginning(
+    slots: int, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, begin = ready("int8"), [7, 3, 9, 2, 8, 4, 1, 6, 5, 11, 12]
+    ends = ([20], [21, 22], [20, 23, 24], begin[:1], [21, 22])
+    asked = [Request([*begin, *end], SamplingConfig(max_new_tokens=5)) for end in ends]
+    asked += [Request(begin, SamplingConfig(max_new_tokens=5)), Request([30, 31], SamplingConfig(max_new_tokens=5))]
+    alone = [Engine(network, tokenizer).complete([r])[0] for r in asked]
+    given: list[int] = []
+    whole = Fused.prompt
+
+    def watched(self: Fused, slot: int, tokens: list[int], known: int = 0) -> torch.Tensor:
+        given.append(known)
+        return whole(self, slot, tokens, known)
+
+    monkeypatch.setattr(Fused, "prompt", watched)
+    assert Engine(network, tokenizer, max_slots=slots).complete(asked) == alone
+    assert given[0] == 0 and given[-1] == 0 and min(given[1:-1]) >= len(begin) - 1
 
 
 @needs_kernel

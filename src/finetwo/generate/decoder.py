@@ -96,6 +96,10 @@ class Decoder:
             yield first, ROWS
 
 
+_WORTH = 8
+"""Tokens in common below which copying a slot does not pay."""
+
+
 class FusedDecoder:
     """The same for a quantised network, each step one call of the compiled kernel on the live slots alone."""
 
@@ -103,7 +107,7 @@ class FusedDecoder:
         """As of `Decoder`; the kernel must be usable for the network."""
         self.device, self.slots = torch.device("cpu"), slots
         self._fused = Fused(network, vocab, slots, capacity)
-        self._lengths = [0] * slots
+        self._held: list[list[int]] = [[] for _ in range(slots)]
         self._owners: list[int | None] = [None] * slots
         self._after_prompt = torch.empty(0)
 
@@ -111,24 +115,38 @@ class FusedDecoder:
     def start(self, slot: int, owner: int, prompt: Sequence[int]) -> Tensor:
         """Put a prompt (at least one token id) in `slot`; return the logits after it, (1, V) float32.
 
-        `owner` names the prompt: several slots started one after the other with the same owner compute it once.
+        `owner` names the prompt: several slots started one after the other with the same owner compute it once. What a
+        prompt begins with in common with a slot's tokens, such as a template's words, is taken over from there.
         """
         if owner in self._owners:
-            source = self._owners.index(owner)
-            if source != slot:
-                self._fused.copy(source, slot)
+            source, known = self._owners.index(owner), len(prompt)
         else:
-            self._after_prompt = self._fused.prompt(slot, prompt)
-        self._owners[slot], self._lengths[slot] = owner, len(prompt)
+            source, known = self._longest(prompt)
+        if source != slot and known:
+            self._fused.copy(source, slot)
+        if owner not in self._owners:
+            self._after_prompt = self._fused.prompt(slot, prompt, known)
+        self._owners[slot], self._held[slot] = owner, list(prompt)
         return self._after_prompt
+
+    def _longest(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """The slot that begins most like `prompt`, and how many tokens they share; never all of the prompt."""
+        shared = [
+            next((i for i, (a, b) in enumerate(zip(held, prompt[:-1], strict=False)) if a != b), least)
+            for held in self._held
+            for least in (min(len(held), len(prompt) - 1),)
+        ]
+        source = max(range(self.slots), key=shared.__getitem__)
+        return source, shared[source] if shared[source] >= _WORTH else 0
 
     @torch.inference_mode()
     def step(self, tokens: Mapping[int, int]) -> Tensor:
         """Append one token to each slot given (slot -> id, slots ascending); return the logits, (N, V) float32."""
         slots = list(tokens)
-        logits = self._fused.forward(list(tokens.values()), [self._lengths[s] for s in slots], slots, range(len(slots)))
-        for slot in slots:
-            self._lengths[slot] += 1
+        places = [len(self._held[s]) for s in slots]
+        logits = self._fused.forward(list(tokens.values()), places, slots, range(len(slots)))
+        for slot, token in tokens.items():
+            self._held[slot].append(token)
         return logits
 
 

@@ -75,9 +75,9 @@ class Fused:
         self._keys[:, target] = self._keys[:, source]
         self._values[:, target] = self._values[:, source]
 
-    def prompt(self, slot: int, tokens: Sequence[int]) -> Tensor:
-        """Put a prompt into a slot, from its place 0 on; return the logits after it, (1, V)."""
-        for first in range(0, len(tokens), _ROWS):
+    def prompt(self, slot: int, tokens: Sequence[int], known: int = 0) -> Tensor:
+        """Put a prompt into a slot whose first `known` places hold its beginning; return the logits after it, (1, V)."""
+        for first in range(known, len(tokens), _ROWS):
             part = tokens[first : first + _ROWS]
             rows = range(first, first + len(part))
             last = [len(part) - 1] if rows.stop == len(tokens) else []
