@@ -76,7 +76,7 @@ class Fused:
         self._values[:, target] = self._values[:, source]
 
     def prompt(self, slot: int, tokens: Sequence[int], known: int = 0) -> Tensor:
-        """Put a prompt into a slot whose first `known` places hold its beginning; return the logits after it, (1, V)."""
+        """Put a prompt into a slot whose first `known` places hold its beginning; return the logits after, (1, V)."""
         for first in range(known, len(tokens), _ROWS):
             part = tokens[first : first + _ROWS]
             rows = range(first, first + len(part))
