@@ -88,6 +88,20 @@ def read(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
+def test_in_codes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At load as from a folder of codes, near what the whole weights say, and the same alone and in company."""
+    texts = ["the lamp", "who is there?", "a b c d e f"]
+    assert main(["export", "model", "--quantize", "int8", "--out", "codes"]) == 0
+    out, _ = ask(capsys, "codes", *texts, "--json")
+    assert ask(capsys, "model", *texts, "--json", "--quantize", "int8")[0] == out
+    assert "".join(ask(capsys, "codes", t, "--json")[0] for t in texts) == out
+    whole = ask(capsys, "model", *texts, "--json")[0]
+    for line, exact in zip(out.splitlines(), whole.splitlines(), strict=True):
+        found, exact_found = json.loads(line), json.loads(exact)
+        assert line != exact
+        assert found[f"p({LABELS[0]})"] == pytest.approx(exact_found[f"p({LABELS[0]})"], abs=0.05)
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 

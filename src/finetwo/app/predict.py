@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finetwo.app import front
 from finetwo.app.arguments import Words
@@ -58,6 +58,8 @@ class PredictArguments:
     """Revision of a hub model."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Keep the weights in int8 or int4: smaller and faster on a CPU, a little less exact; an adapter is merged."""
     json: bool = False
     """One JSON object per text, with the probability of every class."""
 
@@ -109,7 +111,8 @@ def run(words: list[str]) -> int:
     from finetwo.generate.predict import open_predictor
     from finetwo.train.start import pick_device
 
-    predictor = open_predictor(name, arguments.base, arguments.revision, str(pick_device(arguments.device)))
+    device = str(pick_device(arguments.device))
+    predictor = open_predictor(name, arguments.base, arguments.revision, device, arguments.quantize)
     if arguments.max_length is not None:
         predictor.max_length = min(arguments.max_length, predictor.network.config.n_positions)
     if arguments.data is None:

@@ -18,7 +18,9 @@ from finetwo.core.errors import InputError
 from finetwo.data.batch import pack
 from finetwo.data.sequences import Sequence, encode_document
 from finetwo.model.attend import Packed
+from finetwo.model.fused import make_ready
 from finetwo.model.network import Network
+from finetwo.model.quantised import Kind
 from finetwo.store.models import open_model
 from finetwo.tasks.classes import probabilities
 from finetwo.tasks.registry import find_task
@@ -140,8 +142,16 @@ def document_of(item: object, pairs: bool, where: str) -> Mapping[str, str]:
     raise InputError(where, "must be a text", item, "give a string")
 
 
-def open_predictor(name: str, base: str | None = None, revision: str | None = None, device: str = "cpu") -> Predictor:
+def open_predictor(
+    name: str,
+    base: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    quantize: Kind | None = None,
+) -> Predictor:
     """Open a classifier by name (a folder, a run, an adapter on its `base`, a hub name) on a torch device.
+
+    `quantize`, int8 or int4, keeps its weights as codes, an adapter merged.
 
     Raises:
         InputError: it is not there, damaged, or no classifier.
@@ -151,6 +161,7 @@ def open_predictor(name: str, base: str | None = None, revision: str | None = No
         what = "is a language model, not a classifier"
         raise InputError(name, what, None, "tune one: finetwo train DATA --task classify")
     opened.network.to(device)
+    make_ready(opened.network, quantize)
     extras = opened.extras
     return Predictor(
         opened.network.eval(),
