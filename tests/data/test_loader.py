@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 
 from finetwo.core.errors import InputError
 from finetwo.data.batch import Batch
-from finetwo.data.loader import InMemory, Loader, ahead
+from finetwo.data.loader import InMemory, Loader
 from finetwo.data.sequences import Sequence
 
 
@@ -75,36 +72,6 @@ def test_packing_is_passed_on() -> None:
     data = InMemory([Sequence(np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)) for n in (2, 5)])
     assert Loader(data, 2, 1, None, 0).batches(0)[0].packed
     assert not Loader(data, 2, 1, False, 0).batches(0)[0].packed
-
-
-def test_workers_prepare_ahead_but_not_without_limit() -> None:
-    started: list[int] = []
-
-    def prepare(step: int) -> list[Batch]:
-        started.append(step)
-        return []
-
-    stream = ahead(prepare, range(100), 2)
-    next(stream)
-    time.sleep(0.1)
-    assert len(started) <= 6
-    stream.close()
-    assert len(started) <= 6
-    assert not any(t.name.startswith("finetwo-data") for t in threading.enumerate())
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_fault_in_a_worker_is_raised_at_its_step(workers: int) -> None:
-    def prepare(step: int) -> list[Batch]:
-        if step == 3:
-            raise ValueError("bad record")
-        return []
-
-    done = []
-    with pytest.raises(ValueError, match="bad record"):
-        for step, _ in enumerate(ahead(prepare, range(9), workers)):
-            done.append(step)
-    assert done == [0, 1, 2]
 
 
 # --- batches by a budget of tokens --------------------------------------------------------------------------------

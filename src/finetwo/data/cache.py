@@ -25,7 +25,7 @@ from finetwo.data.paragraphs import paragraphs, whole
 from finetwo.data.sealed import filling
 from finetwo.data.sequences import Sequence
 from finetwo.text.engines import GAP
-from finetwo.text.tokenizer import GROUP, Tokenizer, in_turn
+from finetwo.text.tokenizer import GROUP, Tokenizer, in_threads
 
 _VERSION = 3
 _BLOCK = 1 << 22
@@ -102,7 +102,7 @@ def _encoded(groups: Iterable[_Group], tokenizer: Tokenizer) -> Iterator[_Encode
         return _Encoded(group.name, tokenizer.encode_flat(group.texts), group.ends, size)
 
     tokenizer.encode("")  # its engine is made once, not by every thread
-    return in_turn(encode, groups)
+    return in_threads(encode, groups)
 
 
 class _Writer:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finetwo.data.beginnings import shared_beginnings
 from finetwo.data.sequences import IGNORE, Fate, Int32, Segment, Sequence
 from finetwo.text.engines import GAP
-from finetwo.text.tokenizer import GROUP, Tokenizer, in_turn
+from finetwo.text.tokenizer import GROUP, Tokenizer, in_threads
 
 _Flat = NDArray[np.uint32]
 
@@ -34,7 +34,7 @@ def encode_records(
 ) -> Iterator[tuple[Sequence | None, Fate]]:
     """Yield for each record what `encode_segments` returns; records are taken some groups ahead of what is yielded."""
     tokenizer.encode("")  # its engine is made once, not by every thread
-    for encoded in in_turn(lambda group: _encoded(tokenizer, group), _groups(records)):
+    for encoded in in_threads(lambda group: _encoded(tokenizer, group), _groups(records)):
         yield from _sequences(encoded, max_length)
 
 

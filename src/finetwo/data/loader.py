@@ -6,14 +6,13 @@ It knows no network. Its one invariant: `batches(step)` depends on nothing but t
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from finetwo.core.errors import InputError
+from finetwo.core.turns import in_turn
 from finetwo.data.batch import Batch, layout
 from finetwo.data.sequences import Sequence
 
@@ -103,7 +102,7 @@ class Loader:
 
     def stream(self, first: int, last: int, workers: int) -> Iterator[list[Batch]]:
         """Yield the batches of steps first..last-1, prepared ahead by `workers` threads (0: inline)."""
-        yield from ahead(self.batches, range(first, last), workers)
+        yield from in_turn(self.batches, range(first, last), workers, "finetwo-data")
 
 
 def _cuts(lengths: np.ndarray, budget: int, *, padded: bool) -> list[int]:
@@ -119,23 +118,3 @@ def _cuts(lengths: np.ndarray, budget: int, *, padded: bool) -> list[int]:
             cuts.append(i)
             first, total = i, length
     return cuts
-
-
-def ahead(prepare: Callable[[int], list[Batch]], steps: range, workers: int) -> Iterator[list[Batch]]:
-    """Yield `prepare(step)` for each step in order, up to 2 x workers of them being prepared in threads."""
-    if workers == 0:
-        for step in steps:
-            yield prepare(step)
-        return
-    waiting: deque[Future[list[Batch]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="finetwo-data") as pool:
-        try:
-            for step in steps:
-                waiting.append(pool.submit(prepare, step))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

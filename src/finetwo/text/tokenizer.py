@@ -10,17 +10,16 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from finetwo.core.errors import InputError
 from finetwo.core.files import replace_file
+from finetwo.core.turns import in_turn, usable_cores
 from finetwo.text.engines import (
     GAP,
     FastEncoder,
@@ -46,32 +45,13 @@ _EMBEDDED = "4fc5a1bd14dcea5a1f8e7352b8ecac5fe4e32e41f134f30715ab15784ef36b27"
 
 GROUP = 1 << 19
 """Characters that are worth a thread's turn: encoding them takes far longer than handing them over."""
-
-
 _From = TypeVar("_From")
 _To = TypeVar("_To")
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_turn(work: Callable[[_From], _To], items: Iterable[_From]) -> Iterator[_To]:
-    """Yield `work(item)` for each item in order, done on all cores and some items ahead of their turn."""
-    waiting: deque[Future[_To]] = deque()
-    cores = usable_cores()
-    with ThreadPoolExecutor(cores, thread_name_prefix="finetwo-tokens") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * cores:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+def in_threads(work: Callable[[_From], _To], items: Iterable[_From]) -> Iterator[_To]:
+    """Yield `work(item)` for each item in order, on all cores."""
+    return in_turn(work, items, usable_cores(), "finetwo-tokens")
 
 
 class Tokenizer:
