@@ -12,9 +12,10 @@ from tests.train.support import At, gap, losses, quick, records, step_losses, we
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
+from finetwo.model.mixed import only_imitates_bf16
 from finetwo.train import start
 from finetwo.train.batching import make_loader
-from finetwo.train.start import only_imitates_bf16, settle_precision
+from finetwo.train.start import settle_precision
 
 STEPS: dict[str, Any] = {"max_steps": 4, "lr": 1e-2, "rows": {"split": "train:11,validation:4"}}
 

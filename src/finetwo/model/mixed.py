@@ -6,11 +6,19 @@ one invariant: a working copy is never older than its parameter.
 
 from __future__ import annotations
 
+import platform
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+
+def only_imitates_bf16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 by way of float32: an x86 processor without AVX-512."""
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
 class Copy:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
+from finetwo.model.mixed import only_imitates_bf16
 from finetwo.train.adamw import AdamW
+from finetwo.train.muon import Muon
 
 
 def freeze(network: nn.Module, names: str, where: str = "--freeze") -> int:
@@ -38,7 +40,7 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Optimizer:
-    """One or two torch optimizers that share a schedule: learning rates are peak rates times a factor."""
+    """One or two optimizers that share a schedule: learning rates are peak rates times a factor."""
 
     def __init__(self, network: nn.Module, config: TrainConfig, lr: float) -> None:
         named = trainable(network)
@@ -50,15 +52,14 @@ class Optimizer:
         plain = [p for n, p in named.items() if n not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         betas = (0.9, 0.95) if config.task == "pretrain" else (0.9, 0.999)
-        self.parts: list[tuple[AdamW | torch.optim.Optimizer, float]] = []
+        self.parts: list[tuple[AdamW | Muon, float]] = []
         groups = [g for g in groups if g["params"]]
         if groups:
             self.parts.append((AdamW(groups, lr, betas, config.adam_eps), lr))
         if muon:
-            part = torch.optim.Muon(
-                list(muon.values()), lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95
-            )
-            self.parts.append((part, config.muon_lr))
+            device = next(iter(muon.values())).device
+            dtype = torch.float32 if only_imitates_bf16(device) else torch.bfloat16
+            self.parts.append((Muon(muon.values(), config.muon_lr, config.weight_decay, dtype), config.muon_lr))
         self._names = {id(p): n for n, p in named.items()}
 
     def step(self, factor: float, shrink: float = 1.0) -> None:
@@ -69,11 +70,7 @@ class Optimizer:
         for part, peak in self.parts:
             for group in part.param_groups:
                 group["lr"] = peak * factor
-            if isinstance(part, AdamW):
-                part.step(shrink)
-            else:
-                _shrink(part, shrink)
-                part.step()
+            part.step(shrink)
             part.zero_grad(set_to_none=True)
 
     def zero_grad(self) -> None:
@@ -107,11 +104,3 @@ class Optimizer:
             part, p = owners[name]
             same = slot != "step"
             part.state[p][slot] = value.to(p.device, p.dtype if same else torch.float32).clone()
-
-
-def _shrink(part: torch.optim.Optimizer, shrink: float) -> None:
-    """Multiply the gradients with `shrink`, in a pass of its own."""
-    for group in part.param_groups if shrink != 1.0 else ():
-        for p in group["params"]:
-            if p.grad is not None:
-                p.grad.mul_(shrink)

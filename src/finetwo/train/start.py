@@ -6,7 +6,6 @@ returns is complete, so nothing after it has to guess.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.generate.pipeline import Model
 from finetwo.model.config import SIZES, GPT2Config
+from finetwo.model.mixed import only_imitates_bf16
 from finetwo.model.network import Network, Stored
 from finetwo.model.stored import stored_linears, weight_bytes
 from finetwo.model.storing import store_blocks
@@ -81,13 +81,6 @@ def settle_precision(config: TrainConfig, device: torch.device, say: Say) -> Tra
         return replace(config, precision="float32")
     say(f"warning: --precision {config.precision}: this processor has no bfloat16 products; float32 is far faster")
     return config
-
-
-def only_imitates_bf16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 by way of float32: an x86 processor without AVX-512."""
-    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
 def decide(config: TrainConfig, task: Task, data: object, say: Say) -> TrainConfig:
