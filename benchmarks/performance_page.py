@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from comparing import verdict
-from harness import RESULTS, ROOT
+from harness import RESULTS
+from surroundings import ROOT
 
 ABOUT = {
     "train": ("Training", "Real tokens a second, padding not counted; the losses stand beside the speed."),
