@@ -47,7 +47,7 @@ def training(shape: str, kind: str, lora: bool, smoke: bool) -> Workload:
     sides = [side("finetwo", "finetwo", job), side(peer, "trainer", job)]
     asked = (3.0, 6.0) if lora and kind == "short" else (None, None)
     name = f"{shape} {'LoRA' if lora else 'full'} {kind}"
-    return Workload(name, "tokens/s", sides, [("finetwo", peer, *asked)], group="gpu training", settings=job)
+    return Workload(name, "tokens/s", sides, [("finetwo", peer, *asked)], group="training", settings=job)
 
 
 def decoding(shape: str, batch: int, smoke: bool) -> Workload:
@@ -57,9 +57,7 @@ def decoding(shape: str, batch: int, smoke: bool) -> Workload:
         job |= {"device": "cpu", "precision": "float32", "prompt": 8, "new": 6, "repeat": 1}
     sides = [side("finetwo", "finetwo decoding", job), side("transformers", "peer decoding", job)]
     name = f"{shape} decode, batch {batch}"
-    return Workload(
-        name, "tokens/s", sides, [("finetwo", "transformers", None, None)], group="gpu decoding", settings=job
-    )
+    return Workload(name, "tokens/s", sides, [("finetwo", "transformers", None, None)], group="decoding", settings=job)
 
 
 def workloads(smoke: bool) -> list[Workload]:

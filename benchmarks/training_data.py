@@ -87,9 +87,9 @@ def config_of(job: dict[str, Any], out: str) -> TrainConfig:
 def network_of(job: dict[str, Any], *, complete: bool = False) -> Network:
     """A network of a job's shape, with random weights; `complete` as training begins with it."""
     network = Network.fresh(GPT2Config(**SHAPES[job["shape"]]), 0)
-    if complete and job["kind"] == "classes":
+    if complete and job.get("kind") == "classes":
         network.add_classes(CLASSES)
-    if complete and job["rank"]:
+    if complete and job.get("rank"):
         network.add_lora(config_of(job, "").lora, 0)
     return network
 
@@ -118,10 +118,10 @@ def hub_model(job: dict[str, Any]) -> Any:
 
     drop = job.get("dropout", 0.0)
     rates = {"resid_pdrop": drop, "embd_pdrop": drop, "attn_pdrop": drop}
-    settings = hub_config(job["shape"]) | rates | {"use_cache": False}
+    settings = hub_config(job["shape"]) | rates
     network = network_of(job, complete=True)
     state = {name: tensor for name, tensor in network.state().items() if ".adapter." not in name}
-    classes = job["kind"] == "classes"
+    classes = job.get("kind") == "classes"
     if classes:  # it reads the last place whose id is not that of padding, which no text has
         config = HubConfig(**settings, num_labels=len(CLASSES), pad_token_id=settings["eos_token_id"])
         model = GPT2ForSequenceClassification(config)
@@ -129,7 +129,7 @@ def hub_model(job: dict[str, Any]) -> Any:
         model = GPT2LMHeadModel(HubConfig(**settings))
         state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state, strict=True)
-    return adapted(model, job, network) if job["rank"] else model
+    return adapted(model, job, network) if job.get("rank") else model
 
 
 def adapted(model: Any, job: dict[str, Any], network: Network) -> Any:

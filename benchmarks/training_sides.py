@@ -183,6 +183,7 @@ def trainer(job: dict[str, Any]) -> None:
     from transformers import Trainer, TrainingArguments
 
     steps, batches, model = Steps(job), batches_of(job), hub_model(job)
+    model.config.use_cache = False  # a favour: it would keep keys and values that nobody reads
     examples = [example(s, job["kind"]) for batch in batches for s in batch]
     collator = partial(collate, filler=model.config.eos_token_id)
     with tempfile.TemporaryDirectory() as out:
@@ -199,6 +200,7 @@ def trl(job: dict[str, Any]) -> None:
     from trl import SFTConfig, SFTTrainer
 
     steps, batches, model = Steps(job), batches_of(job), hub_model(job)
+    model.config.use_cache = False  # a favour: it would keep keys and values that nobody reads
     examples = Dataset.from_list([example(s, job["kind"]) for batch in batches for s in batch])
     with tempfile.TemporaryDirectory() as out:
         tokenizer_of(job).save(Path(out) / "tokenizer")
