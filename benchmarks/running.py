@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from surroundings import ROOT, read
 
@@ -127,13 +127,12 @@ def _emitted(text: str) -> dict[str, Any] | None:
 class _Child:
     """One of several sides that take turns."""
 
-    def __init__(self, side: Side, stack: ExitStack) -> None:
-        """Start it; `stack` closes what is open."""
-        self.name, self.said, self.ended = side.name, "", False
-        self.err = stack.enter_context(tempfile.TemporaryFile("w+"))
+    def __init__(self, side: Side, err: IO[str], stack: ExitStack) -> None:
+        """Start it; `stack` closes its pipes."""
+        self.name, self.said, self.err, self.ended = side.name, "", err, False
         environment, pipe = _environment(side) | {_IN_TURN: "1"}, subprocess.PIPE
         self.process = stack.enter_context(
-            subprocess.Popen(list(side.command), stdin=pipe, stdout=pipe, stderr=self.err, text=True, env=environment)
+            subprocess.Popen(list(side.command), stdin=pipe, stdout=pipe, stderr=err, text=True, env=environment)
         )
 
     def wait(self) -> None:
@@ -167,7 +166,7 @@ def take_turns(sides: Sequence[Side], timeout: float) -> dict[str, dict[str, Any
     """
     late: list[bool] = []
     with ExitStack() as stack:
-        children = [_Child(side, stack) for side in sides]
+        children = [_Child(side, stack.enter_context(tempfile.TemporaryFile("w+")), stack) for side in sides]
 
         def stop() -> None:
             for child in children:
