@@ -70,8 +70,10 @@ class Workload:
 def options(about: str) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (3)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many; the same command goes on (9)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs, or has its turn (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="stop after so many; the same command goes on (%(default)s)"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, one round, seconds; nothing is kept")
     parser.add_argument("--fresh", action="store_true", help="forget what an unfinished call measured")
     parser.add_argument("--out", type=Path, help="where the JSON goes (benchmarks/results/NAME.json)")

@@ -186,11 +186,17 @@ def tables(result: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
 def section(result: Mapping[str, Any], limits: Mapping[str, float], folder: Path) -> list[str]:
     """One benchmark's part of the page."""
     title, about = ABOUT.get(result["benchmark"], (result["benchmark"].capitalize(), ""))
-    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items() if value not in ("", None))
+    told = {
+        name: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        for name, value in result["settings"].items()
+    }
+    settings = ", ".join(f"{name} {value}" for name, value in told.items() if value not in ("", None))
+    small = ["**A smoke run: tiny shapes, and no figure means anything.**", ""] if result["smoke"] else []
     return [
         f"## {title}",
         "",
         *([about, ""] if about else []),
+        *small,
         ran_on(result),
         *([f"Settings: {settings}."] if settings else []),
         "",

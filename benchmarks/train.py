@@ -1,6 +1,6 @@
 """Training on a CPU against transformers' Trainer, PEFT, TRL, LitGPT and a plain loop, step by step in turn.
 
-    python benchmarks/train.py [--rounds 5] [--dropout 0,0.1] [--only TEXT] [--emulated] [--smoke]
+    python benchmarks/train.py [--rounds 4] [--dropout 0,0.1] [--only TEXT] [--emulated] [--smoke]
 
 The sides of a workload stand next to each other, each in a process of its own, and make the same steps in turn: the
 same records, batches and start weights (LitGPT has a network of its own). bf16 is left out where the processor would
@@ -160,7 +160,7 @@ def files_of(asked: Any) -> dict[str, str]:
 def main(words: list[str]) -> int:
     """Measure; 0 where everything was measured."""
     parser = options(__doc__)
-    parser.set_defaults(rounds=5, minutes=14.0)
+    parser.set_defaults(rounds=4, minutes=14.0)
     cores = machine()["cores"]
     parser.add_argument("--dropout", default="0,0.1", help="a table each, the first with twice the steps (0,0.1)")
     parser.add_argument("--only", default="", help="only workloads whose name contains this")

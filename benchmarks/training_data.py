@@ -45,16 +45,16 @@ def tokenizer_of(job: dict[str, Any]) -> Tokenizer:
 
 
 def fields_of(record: dict[str, str]) -> dict[str, str]:
-    """A record by role, its input behind its instruction: all prompts have one beginning, as in the measured set."""
+    """A record with its input behind its instruction, so that all prompts have one beginning of some 20 tokens."""
     more = f"\n\n### Input:\n{record['input']}" if record.get("input") else ""
-    return {"prompt": record["instruction"] + more, "completion": record["output"]}
+    return {"instruction": record["instruction"] + more, "output": record["output"]}
 
 
 def write_tokenizer(folder: Path, size: int = 5000) -> Path:
     """Write a vocabulary learned on records as they are made here, so that these have GPT-2's count of tokens."""
     template = Template.named("alpaca")
     fields = map(fields_of, some(6000, seed=5))
-    texts = (text for row in fields for text in (template.prompt(row), row["completion"]))
+    texts = (text for row in fields for text in (template.prompt({"prompt": row["instruction"]}), row["output"]))
     Tokenizer(train_vocabulary(texts, size)).save(folder)
     return folder
 
@@ -80,6 +80,7 @@ def config_of(job: dict[str, Any], out: str) -> TrainConfig:
         task=TASKS[job["kind"]], out=out, device=job["device"], precision=job["precision"], batch_size=job["batch"],
         max_length=job["length"], max_steps=steps_of(job), lr=1e-4, warmup=0.0, schedule="constant", eval_every="0",
         save_every="0", sample_every="0", rows=RowsConfig(split="train:1.0"), dropout=job.get("dropout", 0.0),
+        template="alpaca" if job["kind"] == "short" else None,
         lora=LoraConfig(rank=rank, targets="attn.c_attn") if rank else LoraConfig(),
     )  # fmt: skip
 

@@ -362,6 +362,24 @@ def test_records_are_the_same_everywhere() -> None:
     assert workloads.some(1)[0].keys() == {"instruction", "input", "output"}
 
 
+def test_a_training_job_has_the_lengths_of_alpaca(tmp_path: Path) -> None:
+    """Some 57 tokens a record with its template, some 20 of them common to all, a quarter of them in the answer."""
+    data = module("training_data")
+    job = {"kind": "short", "shape": "smaller", "batch": 8, "length": 128, "steps": 7, "warm": 1, "rank": 0}
+    job |= {"precision": "float32", "device": "cpu", "tokenizer": str(data.write_tokenizer(tmp_path / "tokenizer"))}
+    found = [sequence for batch in data.batches_of(job) for sequence in batch]
+    assert len(found) == 64
+    lengths = [len(sequence) for sequence in found]
+    learned = [int((sequence.targets >= 0).sum()) for sequence in found]
+    assert 50 <= sum(lengths) / 64 <= 64 and 10 <= sum(learned) / 64 <= 16
+    begins = [sequence.tokens.tolist() for sequence in found]
+    shared = next(n for n in range(100) if len({tuple(row[: n + 1]) for row in begins}) > 1)
+    assert 18 <= shared <= 26
+    job |= {"kind": "classes", "batch": 4}
+    texts = [len(sequence) for batch in data.batches_of(job) for sequence in batch]
+    assert 14 <= sum(texts) / 32 <= 22
+
+
 def test_parameters_of_the_published_shapes() -> None:
     workloads = module("workloads")
     assert workloads.parameters("gpt2") == 124_439_808 and workloads.parameters("gpt2-medium") == 354_823_168
