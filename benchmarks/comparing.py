@@ -20,8 +20,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def one_side(found: Sequence[Mapping[str, Any]], note: str) -> dict[str, Any]:
-    """One side's runs in one: every value and their spread, the peaks of memory; further keys from the first run."""
-    values = [float(f["value"]) for f in found]
+    """One side's runs in one: every value and their spread, the peaks of memory; further keys from the first run.
+
+    A run that took turns has a value for each turn.
+    """
+    values = [float(v) for f in found for v in f.get("values", [f["value"]])]
     peaks = [float(f["peak_mb"]) for f in found]
     passed = {k: v for k, v in found[0].items() if k not in ("value", "peak_mb", "wall_s")}
     return {

@@ -16,7 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from harness import PARTIAL, ROOT, Bench, Workload, emit, options, script_side
+from harness import PARTIAL, Bench, Workload, options
+from running import emit, script_side
+from surroundings import ROOT
 from workloads import records, size_of
 
 EMBEDDED = ROOT / "src" / "finetwo" / "assets" / "tiny"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import emit
+from running import emit
 from workloads import SHAPES
 
 

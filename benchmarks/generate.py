@@ -8,14 +8,13 @@ installed are left out and named. --smoke runs FineTwo and transformers on a tin
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness import PARTIAL, PEER, Bench, Side, Workload, options, script_side
+from harness import PARTIAL, Bench, Workload, options
+from running import Side, script_side, there
 
 SCRIPT = Path(__file__).with_name("decoding_sides.py")
 BARS = {
@@ -35,13 +34,6 @@ PEERS = {"ctranslate2": "ctranslate2", "llama.cpp": "llama_cpp"}
 def side(name: str, part: str, job: dict[str, Any]) -> Side:
     """One side of a workload."""
     return script_side(name, SCRIPT, [part, json.dumps(job)], peer=not part.startswith(("finetwo", "prepare")))
-
-
-def there(module: str) -> bool:
-    """Whether the peers' interpreter has a module."""
-    if not PEER.exists():
-        return importlib.util.find_spec(module) is not None
-    return subprocess.run([str(PEER), "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
 
 
 def prepare(bench: Bench, job: dict[str, Any], peers: set[str]) -> None:

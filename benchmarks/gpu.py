@@ -13,14 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, Side, Workload, options, script_side
+from harness import Bench, Workload, options
+from running import Side, script_side
 
-SCRIPT = Path(__file__).with_name("training_sides.py")
+HERE = Path(__file__).parent
+TRAINING, OTHERS = HERE / "training_sides.py", HERE / "gpu_sides.py"
 
 
 def side(name: str, part: str, job: dict[str, Any], *, peer: bool = False) -> Side:
     """One side of a workload."""
-    return script_side(name, SCRIPT, [part, json.dumps(job)], peer=peer)
+    script = TRAINING if part in ("finetwo", "trainer") else OTHERS
+    return script_side(name, script, [part, json.dumps(job)], peer=peer)
 
 
 def training(shape: str, kind: str, lora: bool, smoke: bool) -> Workload:
@@ -41,10 +44,10 @@ def training(shape: str, kind: str, lora: bool, smoke: bool) -> Workload:
         if kind == "short":
             job |= {"length": 128}
     peer = "peft + trainer" if lora else "trainer"
-    sides = [side("finetwo", "finetwo training", job), side(peer, "peer training", job)]
+    sides = [side("finetwo", "finetwo", job), side(peer, "trainer", job)]
     asked = (3.0, 6.0) if lora and kind == "short" else (None, None)
     name = f"{shape} {'LoRA' if lora else 'full'} {kind}"
-    return Workload(name, "tokens/s", sides, [("finetwo", peer, *asked)], group="gpu training", settings=job)
+    return Workload(name, "tokens/s", sides, [("finetwo", peer, *asked)], group="training", settings=job)
 
 
 def decoding(shape: str, batch: int, smoke: bool) -> Workload:
@@ -54,9 +57,7 @@ def decoding(shape: str, batch: int, smoke: bool) -> Workload:
         job |= {"device": "cpu", "precision": "float32", "prompt": 8, "new": 6, "repeat": 1}
     sides = [side("finetwo", "finetwo decoding", job), side("transformers", "peer decoding", job)]
     name = f"{shape} decode, batch {batch}"
-    return Workload(
-        name, "tokens/s", sides, [("finetwo", "transformers", None, None)], group="gpu decoding", settings=job
-    )
+    return Workload(name, "tokens/s", sides, [("finetwo", "transformers", None, None)], group="decoding", settings=job)
 
 
 def workloads(smoke: bool) -> list[Workload]:

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, Side, Workload, emit, options, script_side
+from harness import Bench, Workload, options
+from running import Side, emit, script_side
 from workloads import parameters
 
 SIDES = Path(__file__).with_name("training_sides.py")
@@ -41,7 +42,7 @@ def together(count: int, job: Mapping[str, Any]) -> None:
     """Run `count` jobs at once, each with its share of the cores; hand over their rates' sum."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    command = [sys.executable, str(SIDES), "finetwo training", json.dumps(job)]
+    command = [sys.executable, str(SIDES), "finetwo", json.dumps(job)]
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(count)]
     told = [child.communicate()[0] for child in jobs]
     if any(child.returncode for child in jobs):
@@ -54,7 +55,7 @@ def sides_of(what: str, smoke: bool) -> list[Side]:
     """The jobs that differ in one thing."""
     values = VARIED[what][:1] if smoke else VARIED[what]
     jobs = {str(v): job_of(smoke, **{FIELD[what]: v}) for v in values}
-    return [script_side(name, SIDES, ["finetwo training", json.dumps(job)]) for name, job in jobs.items()]
+    return [script_side(name, SIDES, ["finetwo", json.dumps(job)]) for name, job in jobs.items()]
 
 
 def main(words: list[str]) -> int:

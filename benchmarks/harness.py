@@ -26,50 +26,22 @@ over the peer's. `must` and `aim` are in that sense. Further keys of a side (los
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
-import runpy
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from comparing import Asked, compare, compare_memory, one_side, print_table
+from running import PEER, Side, run_here, run_side, take_turns
 from surroundings import ROOT, commit, machine, read, tree, versions
 
 RESULTS = ROOT / "benchmarks" / "results"
 PARTIAL = ROOT / "runs" / "benchmarks"
 """Where finished child runs wait until their benchmark is whole, so that a stopped one goes on."""
-PEER = Path(os.environ.get("FINETWO_PEERS", ROOT / ".venv-peers")) / "bin" / "python"
-"""The peers' interpreter; benchmarks/peers.py makes it."""
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
-"""Settings of the C library that help training on a CPU; given to both sides or to none."""
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true"}
-_MARK = "BENCH-RESULT "
-
-
-# --- one side in a process of its own --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of those who are compared: a name, the command that runs it once, and what it finds in its environment."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,79 +60,8 @@ class Workload:
     group: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
-
-
-def peak_mb() -> float:
-    """The largest resident size that this process has had, in MB (VmHWM: what came before exec does not count)."""
-    for row in read("/proc/self/status").split("\n"):
-        if row.startswith("VmHWM:"):
-            return round(int(row.split()[1]) * 1024 / 1e6, 1)
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(most * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
-
-
-def emit(result: Mapping[str, Any]) -> None:
-    """Hand a side's result to the parent; `value` is the figure, further keys are kept. Adds the peak memory."""
-    sys.stdout.write("\n" + _MARK + json.dumps({"peak_mb": peak_mb(), **result}) + "\n")
-    sys.stdout.flush()
-
-
-def script_side(name: str, script: str | Path, words: Sequence[str], *, peer: bool = False, **more: Any) -> Side:
-    """A side that is a benchmark script run with `words`, by our interpreter or the peers' if that is made."""
-    python = str(PEER) if peer and PEER.exists() else sys.executable
-    return Side(name, [python, str(script), *words], **more)
-
-
-def run_side(side: Side, timeout: float) -> dict[str, Any]:
-    """Run a side once; return what it emitted, or {"failure": the last line it wrote}."""
-    environment = os.environ | OFFLINE | {"PYTHONPATH": _path()} | dict(side.environment)
-    try:
-        done = subprocess.run(
-            list(side.command), capture_output=True, text=True, env=environment, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"failure": f"took longer than {timeout:.0f} s"}
-    except OSError as error:
-        return {"failure": str(error)}
-    result = _emitted(done.stdout)
-    if done.returncode == 0 and result is not None:
-        return result
-    said = [row for row in (done.stderr + "\n" + done.stdout).split("\n") if row.strip()]
-    wrong = [row for row in said if "Error" in row or "error" in row] or said
-    return {"failure": (wrong[-1] if wrong else f"ended with {done.returncode}")[:300]}
-
-
-def _emitted(text: str) -> dict[str, Any] | None:
-    """What a side handed over."""
-    found = [row for row in text.split("\n") if row.startswith(_MARK)]
-    return json.loads(found[-1][len(_MARK) :]) if found else None
-
-
-def run_here(side: Side) -> dict[str, Any]:
-    """Run a side that is a script in this very process, for a smoke run: no figure of it means anything."""
-    words, text = sys.argv, io.StringIO()
-    os.environ.update(OFFLINE)
-    sys.path[:0] = [p for p in _path().split(os.pathsep)[:2] if p not in sys.path]
-    sys.argv = list(side.command[1:])
-    try:
-        with redirect_stdout(text):
-            runpy.run_path(side.command[1], run_name="__main__")
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            return {"failure": str(end.code)[:300]}
-    except Exception as error:
-        return {"failure": f"{type(error).__name__}: {error}"[:300]}
-    finally:
-        sys.argv = words
-    return _emitted(text.getvalue()) or {"failure": "handed over nothing"}
-
-
-def _path() -> str:
-    """Where children find FineTwo and these scripts: this tree first."""
-    before = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    return os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks"), *before])
+    in_turn: bool = False
+    """Whether the sides run at the same time and take turns step by step, each of them counting its own steps."""
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -169,8 +70,10 @@ def _path() -> str:
 def options(about: str) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (3)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many; the same command goes on (9)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs, or has its turn (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="stop after so many; the same command goes on (%(default)s)"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, one round, seconds; nothing is kept")
     parser.add_argument("--fresh", action="store_true", help="forget what an unfinished call measured")
     parser.add_argument("--out", type=Path, help="where the JSON goes (benchmarks/results/NAME.json)")
@@ -207,27 +110,37 @@ class Bench:
 
     def once(self, workload: str, side: Side, turn: int, timeout: float = 540.0) -> dict[str, Any]:
         """The result of one run of one side: remembered, or run now. OutOfTime where no time is left."""
-        key = f"{workload} | {side.name} | {turn}"
+
+        def run(left: float) -> dict[str, Any]:
+            result = run_here(side) if self.smoke else run_side(side, min(timeout, left))
+            shown = result.get("failure") or f"{result['value']:.4g}"
+            print(f"  {workload}: {side.name} [{turn + 1}] {shown}", file=sys.stderr, flush=True)
+            return result
+
+        return self._kept(f"{workload} | {side.name} | {turn}", run, lambda found: "failure" in found)
+
+    def _kept(
+        self, key: str, run: Callable[[float], dict[str, Any]], failed: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        """What `run` finds in the seconds left, or found in an earlier call; what failed is tried again by the next."""
         if key not in self._done:
             left = self.ends - time.monotonic()
             if left < 5:
-                raise OutOfTime(f"{workload}: {side.name}")
+                raise OutOfTime(key)
             started = time.monotonic()
-            result = run_here(side) if self.smoke else run_side(side, min(timeout, max(left, 30.0)))
-            if "failure" in result and self.ends < time.monotonic():
-                raise OutOfTime(f"{workload}: {side.name}")
+            result = run(max(left, 30.0))
+            if failed(result) and self.ends < time.monotonic():
+                raise OutOfTime(key)
             self._done[key] = result | {"wall_s": round(time.monotonic() - started, 2)}
-            if "failure" not in result:  # that is tried again by the next call
+            if not failed(result):
                 self._known.parent.mkdir(parents=True, exist_ok=True)
                 with self._known.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"of": self._of, "key": key, "result": self._done[key]}) + "\n")
-            shown = result.get("failure") or f"{result['value']:.4g}"
-            print(f"  {workload}: {side.name} [{turn + 1}] {shown}", file=sys.stderr, flush=True)
         found: dict[str, Any] = self._done[key]
         return found
 
-    def measure(self, workload: Workload) -> dict[str, Any]:
-        """Run the sides of a workload in turn, each round in the other direction; one that fails is left out."""
+    def _one_after_another(self, workload: Workload) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+        """Run each side as often as there are rounds, each round in the other direction; one that fails is left out."""
         results: dict[str, list[dict[str, Any]]] = {side.name: [] for side in workload.sides}
         failures: dict[str, str] = {}
         for turn in range(workload.rounds or self.rounds):
@@ -239,6 +152,30 @@ class Bench:
                     failures[side.name] = result["failure"]
                 else:
                     results[side.name].append(result)
+        return results, failures
+
+    def _turn_by_turn(self, workload: Workload) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+        """Let the sides take turns within one run of each."""
+
+        def run(left: float) -> dict[str, Any]:
+            print(f"  {workload.name}: {', '.join(s.name for s in workload.sides)}", file=sys.stderr, flush=True)
+            found = take_turns(workload.sides, left)
+            for name, result in found.items():
+                shown = result.get("failure") or f"{result['value']:.4g}"
+                print(f"    {name}: {shown}", file=sys.stderr, flush=True)
+            return {"sides": found}
+
+        def failed(found: dict[str, Any]) -> bool:
+            return any("failure" in result for result in found["sides"].values())
+
+        found = self._kept(f"{workload.name} | {workload.group} | in turn", run, failed)["sides"]
+        results = {name: [] if "failure" in result else [result] for name, result in found.items()}
+        return results, {name: result["failure"] for name, result in found.items() if "failure" in result}
+
+    def measure(self, workload: Workload) -> dict[str, Any]:
+        """Run the sides of a workload and compare them; a smoke run takes no turns."""
+        way = self._turn_by_turn if workload.in_turn and not self.smoke else self._one_after_another
+        results, failures = way(workload)
         notes = {side.name: side.note for side in workload.sides}
         sides = {n: one_side(found, notes[n]) for n, found in results.items() if found and n not in failures}
         row = {

@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from harness import Bench, Workload, emit, options, script_side
+from harness import Bench, Workload, options
+from running import emit, script_side
 
 SIZES = ((1024, 768, 3072), (4096, 768, 768), (512, 3072, 768))
 """Rows, inner size and columns of the products that training GPT-2 spends its time in."""

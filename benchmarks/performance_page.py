@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from comparing import verdict
-from harness import RESULTS, ROOT
+from harness import RESULTS
+from surroundings import ROOT
 
 ABOUT = {
-    "train": ("Training", "Real tokens a second, padding not counted; the losses stand beside the speed."),
+    "train": (
+        "Training",
+        "Real tokens a second, without padding. The sides of a workload are processes and take turns step by step, "
+        "and a ratio is of two steps on the same batch, one right after the other; the losses stand beside the speed.",
+    ),
     "generate": ("Generation", "Tokens a second after the prompt was read, greedy."),
     "data": ("Preparation", "Records of instructions to token ids; ours includes the template and the targets."),
     "start": ("Start", "Seconds from the command to what is named, files in the system's cache."),
@@ -167,24 +172,38 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[str]:
     return [f"![{ABOUT.get(result['benchmark'], (result['benchmark'],))[0]}](performance/{name})", ""]
 
 
+def tables(result: Mapping[str, Any], limits: Mapping[str, float]) -> list[str]:
+    """The tables of a benchmark; of one whose workloads stand in several groups, those of each group apart."""
+    groups = dict.fromkeys(row.get("group", "") for row in result["workloads"])
+    lines = []
+    for group in groups:
+        rows = [row for row in result["workloads"] if row.get("group", "") == group]
+        head = [f"### {group[:1].upper()}{group[1:]}", ""] if len(groups) > 1 else []
+        lines += [*head, *pairs_table(rows), *sides_table(rows, limits, result), *losses_table(rows)]
+    return lines
+
+
 def section(result: Mapping[str, Any], limits: Mapping[str, float], folder: Path) -> list[str]:
     """One benchmark's part of the page."""
     title, about = ABOUT.get(result["benchmark"], (result["benchmark"].capitalize(), ""))
-    rows = result["workloads"]
-    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items() if value not in ("", None))
+    told = {
+        name: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        for name, value in result["settings"].items()
+    }
+    settings = ", ".join(f"{name} {value}" for name, value in told.items() if value not in ("", None))
+    small = ["**A smoke run: tiny shapes, and no figure means anything.**", ""] if result["smoke"] else []
     return [
         f"## {title}",
         "",
         *([about, ""] if about else []),
+        *small,
         ran_on(result),
         *([f"Settings: {settings}."] if settings else []),
         "",
-        *pairs_table(rows),
-        *sides_table(rows, limits, result),
-        *losses_table(rows),
-        *draw(result, folder),
         *([*(f"- {note}" for note in result["notes"]), ""] if result["notes"] else []),
-        *failures_list(rows),
+        *tables(result, limits),
+        *draw(result, folder),
+        *failures_list(result["workloads"]),
     ]
 
 

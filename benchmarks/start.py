@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import OFFLINE, PARTIAL, PEER, ROOT, Bench, Side, Workload, emit, options, script_side
+from harness import PARTIAL, Bench, Workload, options
+from running import OFFLINE, PEER, Side, emit, script_side
+from surroundings import ROOT
 from workloads import SHAPES, some, write_records
 
 MUST, AIM = 1 / 0.4, 1 / 0.3

@@ -1,205 +1,190 @@
-"""How fast a training step is beside the peers', on the same records from the same weights, turn by turn.
+"""Training on a CPU against transformers' Trainer, PEFT, TRL, LitGPT and a plain loop, step by step in turn.
 
-python benchmarks/train.py [--only NAME,...] [--pairs N] [--threads N] [--instruct FILE --tokenizer FOLDER] [--out FILE]
-prints per workload the medians, the ratio per pair, both loss curves and both processes' peak memory. --smoke runs
-every workload on a tiny model. Ratios are peer's time over ours: 2 is twice as fast.
+    python benchmarks/train.py [--rounds 4] [--dropout 0,0.1] [--only TEXT] [--emulated] [--smoke]
+
+The sides of a workload stand next to each other, each in a process of its own, and make the same steps in turn: the
+same records, batches and start weights (LitGPT has a network of its own). bf16 is left out where the processor would
+only imitate it; --emulated measures it all the same. --instruct and --tokenizer take records and a tokenizer of yours.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-PARTS = HERE / "parts"
-sys.path.insert(0, str(PARTS))
+from comparing import Asked
+from harness import PARTIAL, Bench, Workload, options
+from running import ALLOCATOR, Side, script_side, there
+from surroundings import ROOT, machine
 
-import torch  # noqa: E402 (their folder comes first)
-from train_sides import SIDES, Workload, pack_up, records, timed  # noqa: E402
-
-GPT2 = (12, 768, 12, 50257, 1024)
-TINY = (2, 32, 2, 97, 64)
-WARM = 2
-"""Steps of each side before those that count."""
-WORKLOADS = [
-    Workload("instruct full float32", "instruct", "float32", "transformers", GPT2),
-    Workload("instruct LoRA float32", "instruct", "float32", "peft", GPT2, lora=True),
-    Workload("dense 1x1024 float32", "dense", "float32", "nano", GPT2, batch=1),
-    Workload("classes batch 32 float32", "classes", "float32", "transformers", GPT2, batch=32),
-    Workload("instruct full bf16", "instruct", "bf16", "transformers", GPT2),
-    Workload("instruct LoRA bf16", "instruct", "bf16", "peft", GPT2, lora=True),
-    Workload("dense 1x1024 bf16", "dense", "bf16", "nano", GPT2, batch=1),
-    Workload("classes batch 32 bf16", "classes", "bf16", "transformers", GPT2, batch=32),
-]
-Answer = dict[str, float]
-Asker = Callable[[int], Answer]
-
-
-@contextlib.contextmanager
-def child(side: str, work: Workload, threads: int) -> Iterator[Asker]:
-    """One side in a process of its own."""
-    command = [sys.executable, str(PARTS / "train_sides.py"), side, pack_up(work), str(threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
-        assert process.stdin is not None and process.stdout is not None
-
-        def ask(number: int | None) -> Answer:
-            assert process.stdin is not None and process.stdout is not None
-            if number is not None:
-                print(number, file=process.stdin, flush=True)
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit(f"benchmarks/train.py: {work.name}: the side '{side}' ended with {process.wait()}")
-            return json.loads(line)  # type: ignore[no-any-return]
-
-        ask(None)
-        yield ask
-        process.stdin.close()
+SCRIPT = Path(__file__).with_name("training_sides.py")
+WARM = 1
+INSTRUCT = {"kind": "short", "batch": 8, "length": 512}
+DENSE = {"kind": "dense", "batch": 1, "length": 1024}
+CLASSES = {"kind": "classes", "batch": 32, "length": 128}
+BARS: dict[tuple[str, str, str], tuple[float, float]] = {
+    ("instruct, full", "float32", "trainer"): (2.0, 2.8),
+    ("instruct, full", "bf16", "trainer"): (2.0, 3.0),
+    ("instruct, full", "best", "trl"): (3.0, 5.0),
+    ("instruct, LoRA r=8", "float32", "trainer"): (2.2, 3.0),
+    ("instruct, LoRA r=8", "bf16", "trainer"): (2.3, 4.0),
+    ("instruct, LoRA r=8", "best", "trl"): (4.5, 8.0),
+    ("dense 1024", "float32", "plain"): (1.0, 1.1),
+    ("dense 1024", "bf16", "plain"): (1.15, 1.3),
+    ("classification, batch 32", "best", "trainer"): (1.8, 2.5),
+}
+"""How many times the peer's speed must and should be reached at dropout 0; "best" is bf16, or float32 without it."""
+LESS = {("instruct, LoRA r=8", "float32", "trainer"): (0.5, 0.35)}
+"""How much of the peer's peak memory may be taken at most."""
+MODULES = {"trl": "trl", "litgpt": "litgpt", "trainer": "transformers", "plain": "torch"}
 
 
-@contextlib.contextmanager
-def here(side: str, work: Workload, threads: int) -> Iterator[Asker]:
-    """One side in this process; its peak memory is then not its own."""
-    step = SIDES[side](work)
-    yield lambda number: timed(step, number) | {"peak_mib": 0.0}
+@dataclass(frozen=True)
+class Where:
+    """What the measuring depends on, beside the workload."""
+
+    bf16: bool
+    """Whether bf16 is measured, and so is the best mode."""
+    emulated: bool
+    smoke: bool
+    steps: int
+    threads: int
+    peers: frozenset[str]
+    files: dict[str, str]
 
 
-def race(work: Workload, pairs: int, threads: int, way: Callable[..., Any] = child) -> dict[str, Any]:
-    """Let both sides take turns, the one that begins changing, and return what was measured."""
-    told: dict[str, list[Answer]] = {"ours": [], "peer": []}
-    with way("ours", work, threads) as ours, way("peer", work, threads) as peer:
-        for number in range(WARM + pairs):
-            turns = [("ours", ours), ("peer", peer)]
-            for name, ask in turns if number % 2 else turns[::-1]:
-                told[name].append(ask(number))
-    rows, batch = records(work), work.batch
-    counted = {name: answers[WARM:] for name, answers in told.items()}
-    ratios = {
-        clock: sorted(b[clock] / a[clock] for a, b in zip(counted["ours"], counted["peer"], strict=True))
-        for clock in ("wall", "cpu")
-    }
-    mean = sum(map(len, rows)) / len(rows) * batch
-    return {
-        "workload": work.name,
-        "peer": work.peer,
-        "pairs": pairs,
-        "ratio": {clock: statistics.median(found) for clock, found in ratios.items()},
-        "spread": {clock: [found[0], found[-1]] for clock, found in ratios.items()},
-        "tokens_per_second": {
-            name: {clock: mean / statistics.median(a[clock] for a in found) for clock in ("wall", "cpu")}
-            for name, found in counted.items()
-        },
-        "losses": {name: [a["loss"] for a in answers] for name, answers in told.items()},
-        "peak_mib": {name: max(a["peak_mib"] for a in answers) for name, answers in told.items()},
-    }
+def name_of(peer: str, job: dict[str, Any]) -> str:
+    """How a side is called on the page."""
+    precision = job["precision"]
+    if peer == "trl":
+        kind = "TRL LoRA" if job["rank"] else "TRL"
+        return f"{kind} defaults" if precision == "bf16" else f"{kind} defaults but float32"
+    if peer == "litgpt":
+        return f"LitGPT pythia-160m {precision}"
+    if peer == "plain":
+        return f"plain loop {precision}"
+    if peer == "trainer":
+        return f"{'PEFT + ' if job['rank'] else ''}Trainer {'autocast' if precision == 'bf16' else 'float32'}"
+    return f"finetwo {precision}"
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """A result for a person."""
-    ratio, spread, speed, peak = (result[k] for k in ("ratio", "spread", "tokens_per_second", "peak_mib"))
-    found = [f"{result['workload']}, against {result['peer']}: {result['pairs']} pairs"]
-    for clock, word in (("wall", "wall time"), ("cpu", "processor time")):
-        low, high = spread[clock]
-        ours, peer = (speed[name][clock] for name in ("ours", "peer"))
-        found.append(f"  {word:<15} {ratio[clock]:5.2f}x [{low:.2f} to {high:.2f}]  {ours:7.1f} / {peer:7.1f} tokens/s")
-    if peak["peer"]:
-        share = peak["ours"] / peak["peer"]
-        found.append(f"  peak memory     {peak['ours']:,.0f} / {peak['peer']:,.0f} MiB ({share:.2f} of the peer's)")
-    for name in ("ours", "peer"):
-        found.append(f"  losses {name:<8} " + " ".join(f"{x:.4f}" for x in result["losses"][name]))
+def side(part: str, job: dict[str, Any], where: Where) -> Side:
+    """One side of a workload, with the allocator's settings that all get."""
+    environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(where.threads)}
+    notes = {"litgpt": "another network", "trl": "with gradient checkpointing" + (", bf16 off" * (not where.bf16))}
+    words, note = [part, json.dumps(job)], notes.get(part, "")
+    return script_side(name_of(part, job), SCRIPT, words, peer=part != "finetwo", environment=environment, note=note)
+
+
+def workload(what: str, job: dict[str, Any], peers: list[str], where: Where) -> Workload:
+    """Ours and the peers, and what is asked at dropout 0."""
+    precision, dropout = job["precision"], job["dropout"]
+    best = "best" if where.bf16 == (precision == "bf16") else ""
+    ours = name_of("finetwo", job)
+    pairs: list[Asked] = []
+    memory: list[Asked] = []
+    for peer in (found := [p for p in peers if p in where.peers]):
+        asked = BARS.get((what, precision, peer)) or BARS.get((what, best, peer)) or (None, None)
+        pairs.append((ours, name_of(peer, job), *(asked if not dropout else (None, None))))
+        most = LESS.get((what, precision, peer))
+        if most and not dropout:
+            memory.append((ours, name_of(peer, job), *most))
+    shown = {k: v for k, v in job.items() if k not in ("tokenizer", "records")}
+    sides = [side(part, job, where) for part in ("finetwo", *found)]
+    name = f"{what}, {precision}" + (f", dropout {dropout:g}" if dropout else "")
+    return Workload(name, "tokens/s", sides, pairs, memory, group=f"dropout {dropout:g}", settings=shown, in_turn=True)
+
+
+def workloads(where: Where, rates: list[float]) -> list[Workload]:
+    """Everything, the table of each dropout after the other; further tables take half of the steps."""
+    found = []
+    for number, dropout in enumerate(rates):
+        for precision in ("float32", "bf16") if where.bf16 else ("float32",):
+            common = {
+                "shape": "smaller" if where.smoke else "gpt2", "rank": 0, "precision": precision, "dropout": dropout,
+                "device": "cpu", "warm": WARM, "steps": where.steps if number == 0 else -(-where.steps // 2),
+                "emulated": where.emulated, **where.files,
+            }  # fmt: skip
+            litgpt = [] if dropout or where.smoke else ["litgpt"]
+            wanted: list[tuple[str, dict[str, Any], list[str]]] = [
+                ("instruct, full", INSTRUCT, ["trainer", "trl", *litgpt]),
+                ("instruct, LoRA r=8", INSTRUCT | {"rank": 8}, ["trainer", "trl", *litgpt]),
+                ("dense 1024", DENSE, ["plain"]),
+                ("classification, batch 32", CLASSES, ["trainer"]),
+            ]
+            for what, job, peers in wanted:
+                small = {"batch": min(job["batch"], 2), "length": 128} if where.smoke else {}
+                found.append(workload(what, common | job | small, peers, where))
     return found
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures hold for."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-    names = ("torch", "transformers", "peft", "numpy", "finetwo")
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load": os.getloadavg(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-        "commit": commit.stdout.strip() or None,
-    }
+def notes_of(where: Where, imitated: bool) -> list[str]:
+    """What was left out, and why; how the peers were treated."""
+    found = []
+    if imitated and not where.bf16:
+        found.append(
+            "bf16 is left out: this processor has no bfloat16 products and would imitate them some thirty times "
+            "slower (--emulated measures it). The best mode is here float32 with everything that is exact, so the bars "
+            "of the best mode stand at the peers' float32, and those of bf16 and autocast are not measured."
+        )
+        found.append("TRL's default is bf16, here too; it is measured with bf16 off, which is faster, all else kept.")
+    elif imitated:
+        found.append("bf16 is only imitated by this processor: its rows say nothing of one that has it.")
+    found += [f"{peer} is not installed and left out" for peer in MODULES if peer not in where.peers]
+    found.append(
+        "All sides have the same allocator settings, threads, batches, order, start weights, learning rate, weight "
+        "decay and clipping; the peers pad their rows as they do by default. LitGPT has no network with learned "
+        "positions: its 162M pythia takes the place, from weights of its own, so its losses are others."
+    )
+    return found
 
 
-def real_records(file: str, tokenizer: str, folder: Path) -> str:
-    """Instruction records of a file as token ids, written as Alpaca does; return where they are."""
-    from finetwo.data.sequences import Segment, encode_segments
-    from finetwo.text.template import Template
-    from finetwo.text.tokenizer import Tokenizer
+def files_of(asked: Any) -> dict[str, str]:
+    """The tokenizer and the records of the jobs."""
+    if asked.instruct:
+        return {"records": str(asked.instruct.resolve()), "tokenizer": str(asked.tokenizer.resolve())}
+    if asked.smoke:
+        return {}
+    folder = PARTIAL / "models" / "tokenizer"
+    if not folder.is_dir():
+        sys.path.insert(0, str(ROOT / "src"))
+        from training_data import write_tokenizer
 
-    known, template = Tokenizer.load(Path(tokenizer)), Template.named("alpaca")
-    rows = []
-    for row in json.loads(Path(file).read_text(encoding="utf-8")):
-        prompt = template.prompt({"prompt": row["instruction"], "input": row.get("input", "")})
-        found, _ = encode_segments(known, [Segment(prompt, False), Segment(row["output"], True, True)], 1024)
-        if found is not None:
-            rows.append([found.tokens.tolist(), found.targets.tolist()])
-    target = folder / "instruct.json"
-    target.write_text(json.dumps(rows), encoding="utf-8")
-    return str(target)
+        write_tokenizer(folder)
+    return {"tokenizer": str(folder)}
 
 
-def chosen(arguments: argparse.Namespace, folder: Path) -> list[Workload]:
-    """The workloads to run."""
-    works = WORKLOADS
-    if arguments.smoke:
-        return [replace(w, shape=TINY, batch=min(w.batch, 4)) for w in works]
-    if arguments.only:
-        words = [w.strip() for w in arguments.only.split(",")]
-        works = [w for w in works if any(word in w.name for word in words)]
-    if arguments.instruct:
-        file = real_records(arguments.instruct, arguments.tokenizer, folder)
-        works = [replace(w, file=file) if w.data == "instruct" else w for w in works]
-    return works
-
-
-def main(words: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run the workloads and print their results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="parts of names, comma-separated")
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--instruct", help="a JSON list of records with instruction, input and output")
-    parser.add_argument("--tokenizer", help="the tokenizer's folder, for --instruct")
-    parser.add_argument("--emulated", action="store_true", help="run bf16 where the processor only imitates it")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, in this process, in seconds")
-    parser.add_argument("--out", help="write the results as JSON")
-    arguments = parser.parse_args(words)
-    if arguments.instruct and not arguments.tokenizer:
-        parser.error("--instruct needs --tokenizer")
-    results = []
-    slow = torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT") and platform.machine() in ("x86_64", "AMD64")
-    with tempfile.TemporaryDirectory() as folder:
-        for work in chosen(arguments, Path(folder)):
-            if work.precision == "bf16" and slow and not (arguments.smoke or arguments.emulated):
-                print(f"{work.name}: left out, this processor has no bfloat16 products (--emulated runs it)")
-                continue
-            way = here if arguments.smoke and results else child  # the first tries the processes as well
-            results.append(race(work, 2 if arguments.smoke else arguments.pairs, arguments.threads, way))
-            print("\n".join(lines(results[-1])), flush=True)
-    if arguments.out:
-        found = {"machine": machine(arguments.threads), "results": results}
-        Path(arguments.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return results
+def main(words: list[str]) -> int:
+    """Measure; 0 where everything was measured."""
+    parser = options(__doc__)
+    parser.set_defaults(rounds=4, minutes=14.0)
+    cores = machine()["cores"]
+    parser.add_argument("--dropout", default="0,0.1", help="a table each, the first with twice the steps (0,0.1)")
+    parser.add_argument("--only", default="", help="only workloads whose name contains this")
+    parser.add_argument("--threads", type=int, default=cores, help=f"threads of every side ({cores})")
+    parser.add_argument("--emulated", action="store_true", help="bf16 where the processor only imitates it")
+    parser.add_argument("--instruct", type=Path, help="a JSON list of instruction, input, output; needs --tokenizer")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer files for --instruct")
+    asked = parser.parse_args(words)
+    if bool(asked.instruct) != bool(asked.tokenizer):
+        parser.error("--instruct and --tokenizer belong together")
+    sets = machine()["instructions"]
+    native = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(sets))
+    peers = frozenset(peer for peer, module in MODULES.items() if there(module, here=asked.smoke))
+    bf16, steps = native or asked.emulated or asked.smoke, 2 if asked.smoke else asked.rounds
+    where = Where(bf16, bf16 and not native, asked.smoke, steps, asked.threads, peers, files_of(asked))
+    rates = [float(rate) for rate in asked.dropout.split(",")]
+    data = asked.instruct.name if asked.instruct else "made here"
+    bench = Bench("train", asked, dropout=asked.dropout, steps=steps, threads=asked.threads, data=data, only=asked.only)
+    bench.notes += notes_of(where, not native)
+    if not bench.measure_all(w for w in workloads(where, rates) if asked.only in w.name):
+        return 75
+    bench.finish()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,28 +1,39 @@
-"""Sides that train and decode, ours and the peers; the rate of matrix products, and the check before them all.
+"""Sides that train: FineTwo, transformers' Trainer, TRL, a plain loop, LitGPT; each hands over its rate and its losses.
 
-Each is one process that ends by handing over its figure. Its one invariant: both sides of a pair get the same shape of
-random weights, the same records, batches, precision and number of steps.
+    python benchmarks/training_sides.py SIDE JOB
+
+Each is one process, which waits for its turn before every step where it stands among others. Its one invariant: a step
+is timed from its turn to its end, reading its batch included, and counts the real tokens that all sides count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import ROOT, emit
-from limits import matrix_rate
-from workloads import SHAPES, hub_config, some
+from plain import Plain
+from running import emit, in_turn, turn
+from training_data import batches_of, config_of, hub_model, network_of, rows_of, steps_of, tokenizer_of
+from workloads import SHAPES
 
-EMBEDDED = ROOT / "src" / "finetwo" / "assets" / "tiny"
-BOUNDS = {"float32": 2e-4, "bf16": 0.05}
-"""The largest difference of logits, losses and gradients that passes, as a share of the largest value."""
+from finetwo.data.batch import pad
+from finetwo.data.sequences import IGNORE, Sequence
+from finetwo.generate.pipeline import Model
+from finetwo.train import start
+from finetwo.train.job import train
+
+DECAY = 0.01
+"""The weight decay of every side, on matrices."""
 
 
 class Enough(BaseException):
@@ -35,11 +46,6 @@ def settle(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def gpu_peak(device: str) -> dict[str, float]:
-    """The most memory that tensors took on the device, in MB."""
-    return {"gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)} if device == "cuda" else {}
-
-
 def flops_per_token(shape: dict[str, int], length: int) -> float:
     """Floating-point operations that training a token of a dense row takes, counted as nanoGPT counts them."""
     width, layers = shape["n_embd"], shape["n_layer"]
@@ -47,261 +53,219 @@ def flops_per_token(shape: dict[str, int], length: int) -> float:
     return 6.0 * parameters + 12.0 * layers * width * length
 
 
-def told(marks: list[tuple[float, int]], warm: int, device: str, **more: Any) -> None:
-    """Hand over tokens a second by the moments after each step and the tokens until then; the first steps warm up."""
-    pairs = list(zip(marks[warm:], marks[warm + 1 :], strict=False))
-    rates = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairs]
-    emit({"value": statistics.median(rates), "steps": len(rates), **gpu_peak(device), **more})
+class Steps:
+    """Counts and times the steps of a side."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.losses = job, list[float]()
+        self.tokens, self.wall, self.cpu = list[int](), list[float](), list[float]()
+
+    def ready(self) -> None:
+        """All is there for the next step: wait for its turn."""
+        turn()
+        self.began = time.perf_counter(), time.process_time()
+
+    def made(self, tokens: int, loss: float) -> None:
+        """A step has ended; the first steps warm up, and after the last there is no turn to wait for."""
+        settle(self.job["device"])
+        self.wall.append(time.perf_counter() - self.began[0])
+        self.cpu.append(time.process_time() - self.began[1])
+        self.tokens.append(tokens)
+        self.losses.append(round(loss, 4))
+        if not self.enough:
+            self.ready()
+
+    @property
+    def enough(self) -> bool:
+        """Whether this was the last step."""
+        return len(self.wall) == steps_of(self.job)
+
+    def tell(self) -> None:
+        """Hand over what was found: tokens a second, of the median step and where turns were taken of each."""
+        first, device = self.job["warm"], self.job["device"]
+        rates = [n / t for n, t in zip(self.tokens[first:], self.wall[first:], strict=True)]
+        calm = [n / max(t, 1e-9) for n, t in zip(self.tokens[first:], self.cpu[first:], strict=True)]
+        found: dict[str, Any] = {
+            "value": statistics.median(rates), "per_cpu_second": statistics.median(calm), "losses": self.losses,
+            "steps": len(rates), "tokens": sum(self.tokens), "precision": self.job["precision"],
+        }  # fmt: skip
+        if in_turn():
+            found["values"] = rates
+        if device == "cuda":
+            found["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+        if self.job["kind"] == "dense" and not self.job["rank"]:
+            found["flops"] = flops_per_token(SHAPES[self.job["shape"]], self.job["length"])
+        emit(found)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def network_of(job: dict[str, Any], seed: int = 0) -> Any:
-    """Our network of a job's shape, with random weights."""
-    from finetwo.model.config import GPT2Config
-    from finetwo.model.network import Network
-
-    return Network.fresh(GPT2Config(**SHAPES[job["shape"]]), seed)
-
-
-def rows_of(job: dict[str, Any]) -> list[dict[str, str]]:
-    """The records of a job: instructions, or texts long enough for its steps."""
-    if job["kind"] == "short":
-        found = some(job["batch"] * 4)
-        return [{"prompt": r["instruction"], "input": r["input"], "completion": r["output"]} for r in found]
-    wanted = (job["steps"] + job["warm"]) * job["batch"] * job["length"]
-    words = " ".join(r["output"] for r in some(wanted // 8))
-    return [{"text": words[at : at + 20_000]} for at in range(0, len(words), 20_000)]
-
-
-def finetwo_training(job: dict[str, Any]) -> None:
+def ours(job: dict[str, Any]) -> None:
     """A job of ours by the function that `finetwo train` calls."""
-    from finetwo.core.config import LoraConfig, RowsConfig, TrainConfig
-    from finetwo.generate.pipeline import Model
-    from finetwo.text.tokenizer import Tokenizer
-    from finetwo.train.job import train
-
-    device, losses = job["device"], []
-    marks: list[tuple[float, int]] = []
+    steps, before = Steps(job), [0]
+    if job.get("emulated"):
+        start.only_imitates_bf16 = lambda device: False
 
     class Watch:
         def hear(self, event: Any) -> None:
-            if event["event"] == "step":
-                settle(device)
-                marks.append((time.perf_counter(), int(event["tokens"])))
-                losses.append(round(float(event["loss"]), 4))
-                if len(marks) == job["steps"] + job["warm"]:
+            if event["event"] == "start":
+                steps.ready()
+            elif event["event"] == "step":
+                steps.made(int(event["tokens"]) - before[0], float(event["loss"]))
+                before[0] = int(event["tokens"])
+                if steps.enough:
                     raise Enough
 
         def close(self) -> None:
             return None
 
-    tokenizer = Tokenizer.load(EMBEDDED)
     shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=shared) as out:
-        config = TrainConfig(
-            task="instruct" if job["kind"] == "short" else "style", out=f"{out}/run", device=device,
-            precision=job["precision"], batch_size=job["batch"], max_length=job["length"], eval_every="0",
-            max_steps=job["steps"] + job["warm"], lr=1e-4, warmup=0.0, schedule="constant", save_every="0",
-            rows=RowsConfig(split="train:1.0"),
-            lora=LoraConfig(rank=job["rank"], targets="c_attn") if job["rank"] else LoraConfig(),
-        )  # fmt: skip
-        with suppress(Enough):
-            train(config, rows_of(job), model=Model(network_of(job), tokenizer), listeners=[Watch()])
-    dense = {} if job["kind"] == "short" else {"flops": flops_per_token(SHAPES[job["shape"]], job["length"])}
-    told(marks, job["warm"], device, losses=losses, precision=job["precision"], **dense)
+    with tempfile.TemporaryDirectory(dir=shared) as out, suppress(Enough):
+        model = Model(network_of(job), tokenizer_of(job))
+        train(config_of(job, f"{out}/run"), rows_of(job), model=model, listeners=[Watch()])
+    steps.tell()
 
 
-def examples_of(job: dict[str, Any]) -> list[dict[str, list[int]]]:
-    """The same records as token ids and labels, as a peer's trainer takes them."""
-    from finetwo.text.template import Template
-    from finetwo.text.tokenizer import Tokenizer
-
-    tokenizer, template = Tokenizer.load(EMBEDDED), Template.named("alpaca")
-    if job["kind"] != "short":
-        ids = [i for row in rows_of(job) for i in tokenizer.encode(row["text"])]
-        chunks = [ids[at : at + job["length"]] for at in range(0, len(ids) - job["length"], job["length"])]
-        return [{"input_ids": chunk, "labels": chunk} for chunk in chunks]
-    found = []
-    for row in rows_of(job):
-        asked, answer = tokenizer.encode(template.prompt(row)), [*tokenizer.encode(row["completion"]), tokenizer.eot]
-        found.append({"input_ids": asked + answer, "labels": [-100] * len(asked) + answer})
-    return found
+# --- transformers and TRL --------------------------------------------------------------------------------------------
 
 
-def hub_model(job: dict[str, Any], weights: bool = False) -> Any:
-    """A model of transformers of the job's shape; with our random weights, or its own."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(**hub_config(job["shape"])))
-    if weights:
-        state = {name: tensor.clone() for name, tensor in network_of(job).state().items()}
-        missing = model.load_state_dict(state, strict=False)
-        wrong = [name for name in missing.missing_keys if name != "lm_head.weight"]
-        if wrong or missing.unexpected_keys:
-            raise SystemExit(f"Error: the names of the weights differ: {wrong} {missing.unexpected_keys}")
-    return model
+def example(sequence: Sequence, kind: str) -> dict[str, Any]:
+    """A sequence as the peers' trainers take it: they shift the labels themselves."""
+    tokens, targets = sequence.tokens.tolist(), sequence.targets.tolist()
+    if kind == "classes":
+        return {"input_ids": tokens, "labels": targets[-1]}
+    if kind == "dense":  # as long as the context: the token that follows has no place
+        return {"input_ids": tokens, "labels": [IGNORE, *targets[:-1]]}
+    return {"input_ids": [*tokens, targets[-1]], "labels": [IGNORE, *targets]}
 
 
-def peer_training(job: dict[str, Any]) -> None:
-    """The same job by transformers' Trainer, with PEFT for an adapter."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+def collate(features: list[dict[str, Any]], filler: int) -> dict[str, torch.Tensor]:
+    """Padded rows, as transformers' collators make them."""
+    lengths = [len(f["input_ids"]) for f in features]
 
-    model = hub_model(job)
-    if job["rank"]:
-        from peft import LoraConfig, get_peft_model
+    def padded(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([f[name] + [fill] * (max(lengths) - len(f[name])) for f in features])
 
-        wanted = LoraConfig(
-            r=job["rank"], lora_alpha=2 * job["rank"], target_modules=["c_attn"], fan_in_fan_out=True,
-            task_type="CAUSAL_LM",
-        )  # fmt: skip
-        model = get_peft_model(model, wanted)
-    marks: list[tuple[float, int]] = []
-    seen = [0]
+    rows = isinstance(features[0]["labels"], list)
+    labels = padded("labels", IGNORE) if rows else torch.tensor([f["labels"] for f in features])
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    return {"input_ids": padded("input_ids", filler), "labels": labels, "attention_mask": mask.long()}
 
-    def collate(features: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        lengths = [len(f["input_ids"]) for f in features]
-        seen[0] += sum(lengths)
-        batch = {
-            name: torch.tensor([f[name] + [fill] * (max(lengths) - len(f[name])) for f in features])
-            for name, fill in (("input_ids", 0), ("labels", -100))
-        }
-        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-        return batch | {"attention_mask": mask.long()}
+
+def watching(steps: Steps, counts: list[int]) -> Any:
+    """A callback that tells of a trainer's steps; the loss of a step comes with its log."""
+    from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            settle(job["device"])
-            marks.append((time.perf_counter(), seen[0]))
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            steps.ready()
 
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            if "loss" in logs:
+                steps.made(counts[len(steps.losses)], float(logs["loss"]))
+
+    return Watch()
+
+
+def arguments_of(job: dict[str, Any], out: str) -> dict[str, Any]:
+    """What Trainer and TRL are told alike; everything else is their default."""
+    return {
+        "output_dir": out, "per_device_train_batch_size": job["batch"], "max_steps": steps_of(job),
+        "learning_rate": 1e-4, "lr_scheduler_type": "constant", "weight_decay": DECAY, "logging_steps": 1,
+        "train_sampling_strategy": "sequential", "use_cpu": job["device"] == "cpu", "save_strategy": "no",
+        "report_to": [], "disable_tqdm": True, "bf16": job["precision"] == "bf16",
+    }  # fmt: skip
+
+
+def trainer(job: dict[str, Any]) -> None:
+    """The same job by transformers' Trainer, under PEFT's adapter if there is one."""
+    from transformers import Trainer, TrainingArguments
+
+    steps, batches, model = Steps(job), batches_of(job), hub_model(job)
+    model.config.use_cache = False  # a favour: it would keep keys and values that nobody reads
+    examples = [example(s, job["kind"]) for batch in batches for s in batch]
+    collator = partial(collate, filler=model.config.eos_token_id)
     with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            out, per_device_train_batch_size=job["batch"], max_steps=job["steps"] + job["warm"], learning_rate=1e-4,
-            bf16=job["precision"] == "bf16", use_cpu=job["device"] == "cpu", logging_steps=1, save_strategy="no",
-            report_to=[], lr_scheduler_type="constant", disable_tqdm=True, dataloader_num_workers=0,
-        )  # fmt: skip
-        trainer = Trainer(model, arguments, train_dataset=examples_of(job), data_collator=collate, callbacks=[Watch()])
-        trainer.train()
-    losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-    told(marks, job["warm"], job["device"], losses=losses, precision=job["precision"])
+        asked = TrainingArguments(**arguments_of(job, out))
+        watch = watching(steps, [sum(map(len, batch)) for batch in batches])
+        Trainer(model, asked, train_dataset=examples, data_collator=collator, callbacks=[watch]).train()
+    steps.tell()
 
 
-# --- decoding --------------------------------------------------------------------------------------------------------
+def trl(job: dict[str, Any]) -> None:
+    """The same job by TRL's SFTTrainer with its defaults, among them gradient checkpointing."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    steps, batches, model = Steps(job), batches_of(job), hub_model(job)
+    model.config.use_cache = False  # a favour: it would keep keys and values that nobody reads
+    examples = Dataset.from_list([example(s, job["kind"]) for batch in batches for s in batch])
+    with tempfile.TemporaryDirectory() as out:
+        tokenizer_of(job).save(Path(out) / "tokenizer")
+        words = AutoTokenizer.from_pretrained(f"{out}/tokenizer")
+        words.pad_token = words.pad_token or words.eos_token
+        watch = watching(steps, [sum(map(len, batch)) for batch in batches])
+        asked = SFTConfig(**arguments_of(job, out))
+        SFTTrainer(model, asked, train_dataset=examples, processing_class=words, callbacks=[watch]).train()
+    steps.tell()
 
 
-def prompts_of(job: dict[str, Any]) -> list[list[int]]:
-    """Prompts of 64 ids, one for each answer."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 400, (job["batch"], job["prompt"]), generator=generator).tolist()
+# --- plain loops -----------------------------------------------------------------------------------------------------
 
 
-def finetwo_decoding(job: dict[str, Any]) -> None:
-    """Our engine, greedy, by what its stream tells after the first token of every answer."""
-    from finetwo.core.config import SamplingConfig
-    from finetwo.generate.engine import Engine, Request
-    from finetwo.text.tokenizer import Tokenizer
-
-    network = network_of(job).to(job["device"], torch.bfloat16 if job["precision"] == "bf16" else torch.float32)
-    engine = Engine(network, Tokenizer.load(EMBEDDED), max_slots=max(32, job["batch"]))
-    requests = [Request(p, SamplingConfig(max_new_tokens=job["new"], temperature=0.0)) for p in prompts_of(job)]
-
-    def rate() -> float:
-        waiting, started, tokens = set(range(len(requests))), 0.0, 0
-        for event in engine.stream(requests):
-            if waiting:
-                waiting.discard(event.request)
-                settle(job["device"])
-                started = time.perf_counter()
-            else:
-                tokens += 1
-        settle(job["device"])
-        return tokens / max(time.perf_counter() - started, 1e-9)
-
-    rate()
-    emit({"value": statistics.median(rate() for _ in range(job["repeat"])), "precision": job["precision"]})
-
-
-def peer_decoding(job: dict[str, Any]) -> None:
-    """Their generate, greedy, less the time of its first token."""
-    model = hub_model(job).to(job["device"], torch.bfloat16 if job["precision"] == "bf16" else torch.float32).eval()
-    ids = torch.tensor(prompts_of(job), device=job["device"])
-
-    def seconds(new: int) -> float:
-        settle(job["device"])
-        started = time.perf_counter()
-        mask = torch.ones_like(ids)
-        model.generate(
-            ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
-        )
-        settle(job["device"])
-        return time.perf_counter() - started
-
-    seconds(2)
-    rates = []
-    for _ in range(job["repeat"]):
-        first, whole = seconds(1), seconds(job["new"])
-        rates.append(len(ids) * (job["new"] - 1) / max(whole - first, 1e-9))
-    emit({"value": statistics.median(rates), "precision": job["precision"]})
+def looped(job: dict[str, Any], model: Any, logits_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """The loop that everybody writes: padded rows, fused AdamW, clipping."""
+    steps, batches = Steps(job), batches_of(job)
+    learn = [p for p in model.parameters() if p.requires_grad]
+    decayed, rest = [p for p in learn if p.ndim > 1], [p for p in learn if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-4, fused=True)
+    low = job["precision"] == "bf16"
+    model.train()
+    steps.ready()
+    for batch in batches:
+        rows = pad(batch)
+        tokens, targets = torch.from_numpy(rows.tokens), torch.from_numpy(rows.targets)
+        with torch.autocast("cpu", torch.bfloat16) if low else contextlib.nullcontext():
+            logits = logits_of(tokens)
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learn, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps.made(sum(map(len, batch)), float(loss.detach()))
+    steps.tell()
 
 
-# --- first of all ----------------------------------------------------------------------------------------------------
+def plain(job: dict[str, Any]) -> None:
+    """The loop in nanoGPT's manner over the network of plain.py."""
+    model = Plain(network_of(job).state(), SHAPES[job["shape"]]["n_head"], job.get("dropout", 0.0))
+    looped(job, model, model)
 
 
-def measured(network: Any, tokens: torch.Tensor, precision: str) -> tuple[torch.Tensor, float, torch.Tensor]:
-    """Logits, loss and the gradient of the embedding, as float32 on the CPU; any network that gives logits."""
-    network.zero_grad(set_to_none=True)
-    device = tokens.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        found = network(tokens)
-        logits = getattr(found, "logits", found)
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
-    loss.backward()
-    weight = network.transformer.wte.weight
-    return logits.detach().float().cpu(), float(loss.detach()), weight.grad.detach().float().cpu()
+def litgpt(job: dict[str, Any]) -> None:
+    """LitGPT's network nearest to GPT-2 (it has no learned positions) and its own way of LoRA, in a plain loop."""
+    if job["rank"]:
+        from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
 
-
-def apart(a: Any, b: Any) -> float:
-    """The largest difference of what two networks gave, as a share of the largest value."""
-    (la, xa, ga), (lb, xb, gb) = a, b
-    logits, gradients = (float((x - y).abs().max() / y.abs().max()) for x, y in ((la, lb), (ga, gb)))
-    return max(logits, abs(xa - xb) / abs(xb), gradients)
-
-
-def check(job: dict[str, Any]) -> None:
-    """Compare with the float32 result on the CPU, and with transformers; fail beyond the bounds."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    shape = job["shape"]
-    tokens = torch.randint(0, SHAPES[shape]["vocab_size"], (2, 48), generator=torch.Generator().manual_seed(2))
-    wanted = measured(network_of(job), tokens, "float32")
-    device = job["device"]
-    found: dict[str, float] = {}
-    for precision in BOUNDS:
-        network = network_of(job).to(device)
-        found[precision] = apart(measured(network, tokens.to(device), precision), wanted)
-    try:
-        theirs = hub_model(job, weights=True).to(device)
-    except ImportError:
-        print("transformers is not installed: compared with the CPU alone", file=sys.stderr)
+        more = {"lora_r": job["rank"], "lora_alpha": 2 * job["rank"], "lora_query": True, "lora_value": True}
+        model = GPT(Config.from_name("pythia-160m", **more))
+        model.apply(model._init_weights)
+        mark_only_lora_as_trainable(model)
     else:
-        found["float32, transformers"] = apart(measured(theirs, tokens.to(device), "float32"), wanted)
-    for name, value in found.items():
-        if not value <= BOUNDS[name.partition(",")[0]]:
-            raise SystemExit(f"Error: {name} differs from float32 on the CPU by {value:.2g} of the largest value")
-    emit({"value": found["float32"], "differences": found})
+        from litgpt.config import Config as PlainConfig
+        from litgpt.model import GPT as PlainGPT
+
+        model = PlainGPT(PlainConfig.from_name("pythia-160m"))
+        model.apply(model._init_weights)
+    looped(job, model, model)
 
 
-def rate(job: dict[str, Any]) -> None:
-    """The rate of a large matrix product, in FLOP/s."""
-    dtype = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
-    emit({"value": matrix_rate(job["size"], job["size"], job["size"], dtype, job["device"])})
-
-
-SIDES = {
-    "check": check, "rate": rate, "finetwo training": finetwo_training, "peer training": peer_training,
-    "finetwo decoding": finetwo_decoding, "peer decoding": peer_decoding,
-}  # fmt: skip
+SIDES = {"finetwo": ours, "trainer": trainer, "trl": trl, "plain": plain, "litgpt": litgpt}
 
 if __name__ == "__main__":
     SIDES[sys.argv[1]](json.loads(sys.argv[2]))

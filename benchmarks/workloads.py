@@ -83,6 +83,15 @@ def records(seed: int = 0, answer: float = 9.0) -> Iterator[dict[str, str]]:
         yield {"instruction": asked, "input": more, "output": writer.text(answer).capitalize() + "."}
 
 
+CLASSES = ("a", "b", "c", "d", "e", "f")
+
+
+def labelled(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """`count` short texts of some 18 tokens, each with one of six classes, every class among the first six."""
+    writer = _Writer(seed)
+    return [{"text": writer.text(12), "label": CLASSES[i % len(CLASSES)]} for i in range(count)]
+
+
 def parameters(shape: str) -> int:
     """The weights of a shape, the head's being those of the embedding."""
     s = SHAPES[shape]

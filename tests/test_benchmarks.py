@@ -73,11 +73,30 @@ def test_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_train(tmp_path: Path) -> None:
+    """Every side makes the same steps from the same weights: the losses are equal where nothing is drawn."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    content = smoke("train.py", tmp_path / "train.json")
+    well_formed(content)
+    assert len(content["workloads"]) == 16
+    for row in content["workloads"]:
+        ours = next(side for name, side in row["sides"].items() if name.startswith("finetwo"))
+        peers = [side for name, side in row["sides"].items() if not name.startswith(("finetwo", "LitGPT"))]
+        assert peers and len(set(ours["losses"])) == len(ours["losses"]) >= 2
+        assert {side["tokens"] for side in peers} == {ours["tokens"]}
+        if row["group"] == "dropout 0":
+            bound = 2e-4 if "float32" in row["name"] else 0.02
+            away = [abs(a - b) for side in peers for a, b in zip(ours["losses"], side["losses"], strict=True)]
+            assert max(away) < bound, row["name"]
+
+
+@pytest.mark.slow
 def test_gpu_on_the_cpu(tmp_path: Path) -> None:
     content = smoke("gpu.py", tmp_path / "gpu.json")
     well_formed(content)
-    assert [row["group"] for row in content["workloads"]] == ["limit", "gpu training", "gpu training", "gpu decoding"]
-    trained = [row for row in content["workloads"] if row["group"] == "gpu training"]
+    assert [row["group"] for row in content["workloads"]] == ["limit", "training", "training", "decoding"]
+    trained = [row for row in content["workloads"] if row["group"] == "training"]
     assert all(side["losses"] for row in trained for side in row["sides"].values())
     assert any("of the measured matrix rate" in note for note in content["notes"])
 
@@ -92,7 +111,7 @@ def test_start_and_growth(tmp_path: Path) -> None:
 
 def test_the_check_fails_where_the_device_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fast wrong step counts nothing: nothing is measured after a check that fails."""
-    sides = module("training_sides")
+    sides = module("gpu_sides")
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(sides, "emit", told.append)
     job = {"shape": "smaller", "device": "cpu"}
@@ -172,14 +191,84 @@ def test_a_stopped_benchmark_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_one_side_in_a_process_of_its_own(tmp_path: Path) -> None:
-    harness = module("harness")
+    harness = module("running")
     script = tmp_path / "side.py"
     script.write_text(
-        "import sys\nfrom harness import emit\nassert sys.argv[1] != 'x', 'Error: x'\nemit({'value': 7})\n"
+        "import sys\nfrom running import emit\nassert sys.argv[1] != 'x', 'Error: x'\nemit({'value': 7})\n"
     )
     found = harness.run_side(harness.script_side("a", script, ["y"]), 60)
     assert found["value"] == 7 and found["peak_mb"] > 1
     assert "Error: x" in harness.run_side(harness.script_side("a", script, ["x"]), 60)["failure"]
+
+
+def test_sides_take_turns(tmp_path: Path) -> None:
+    """One computes at a time, each round in the other direction, and one that fails does not hold up the others."""
+    running = module("running")
+    script, told = tmp_path / "side.py", tmp_path / "told"
+    script.write_text(
+        "import sys\nfrom running import emit, in_turn, turn\nassert in_turn()\nname = sys.argv[1]\n"
+        "for step in range(3):\n    turn()\n    assert (name, step) != ('c', 1), 'Error: c'\n"
+        f"    for word in 'begins', 'ends':\n        print(name, word, file=open({str(told)!r}, 'a'))\n"
+        "emit({'value': 2.0, 'values': [1.0, 2.0, 3.0]})\n"
+    )
+    found = running.take_turns([running.script_side(name, script, [name]) for name in "abc"], 60)
+    assert found["a"]["values"] == found["b"]["values"] == [1.0, 2.0, 3.0] and "Error: c" in found["c"]["failure"]
+    order = ["a", "b", "c", "b", "a", "a", "b"]
+    assert told.read_text().split("\n")[:-1] == [f"{name} {word}" for name in order for word in ("begins", "ends")]
+    late = running.take_turns([running.Side("x", [sys.executable, "-c", "import time; time.sleep(60)"])], 0.5)
+    assert "longer than" in late["x"]["failure"]
+
+
+def test_a_ratio_is_of_two_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = module("harness")
+    values = {"ours": [4.0, 9.0, 2.0], "peer": [2.0, 3.0, 2.0]}
+    calls: list[int] = []
+
+    def turns(sides: Any, timeout: float) -> dict[str, Any]:
+        calls.append(1)
+        return {name: {"value": found[0], "values": found, "peak_mb": 4.0} for name, found in values.items()}
+
+    monkeypatch.setattr(harness, "take_turns", turns)
+    monkeypatch.setattr(harness, "PARTIAL", tmp_path)
+    sides = [harness.Side(name, []) for name in values]
+    workload = harness.Workload(
+        "w", "x/s", sides, [("ours", "peer", 2.0, 3.0)], [("ours", "peer", 1.0, 0.5)], in_turn=True
+    )
+    for _ in range(2):
+        bench = harness.Bench("test", asked(tmp_path / "test.json"))
+        assert bench.measure_all([workload])
+        speed, memory = bench.workloads[0]["pairs"]
+        assert speed["ratios"] == [2.0, 3.0, 1.0] and memory["ratios"] == [1.0]
+        assert bench.workloads[0]["sides"]["ours"]["values"] == values["ours"]
+    assert len(calls) == 1, "a workload that was measured is not measured again by a call that goes on"
+
+
+# --- what is asked of training ----------------------------------------------------------------------------------------
+
+
+def bars(train: Any, *, bf16: bool) -> dict[tuple[str, str], Any]:
+    """What is asked of each pair of a workload, by the workload and the peer."""
+    where = train.Where(bf16, False, False, 4, 2, frozenset(train.MODULES), {})
+    found = train.workloads(where, [0.0, 0.1])
+    assert all(pair[2] is None for w in found if w.group == "dropout 0.1" for pair in w.pairs)
+    return {(w.name, pair[1]): pair[2:] for w in found if w.group == "dropout 0" for pair in w.pairs if pair[2]}
+
+
+def test_no_bar_is_won_by_imitated_bf16() -> None:
+    """Where bf16 is left out, the bars of the best mode stand at the peers' float32, and none at bf16 or autocast."""
+    train = module("train")
+    plain, native = bars(train, bf16=False), bars(train, bf16=True)
+    assert all("float32" in workload and "float32" in peer for workload, peer in plain)
+    assert plain["instruct, full, float32", "TRL defaults but float32"] == (3.0, 5.0)
+    assert plain["classification, batch 32, float32", "Trainer float32"] == (1.8, 2.5)
+    assert native["classification, batch 32, bf16", "Trainer autocast"] == (1.8, 2.5)
+    assert native["instruct, LoRA r=8, bf16", "TRL LoRA defaults"] == (4.5, 8.0)
+    assert native["instruct, LoRA r=8, bf16", "PEFT + Trainer autocast"] == (2.3, 4.0)
+    assert native["dense 1024, float32", "plain loop float32"] == (1.0, 1.1)
+    assert ("instruct, full, float32", "TRL defaults but float32") not in native
+    where = train.Where(False, False, False, 4, 2, frozenset(train.MODULES), {})
+    assert any(note.startswith("bf16 is left out") for note in train.notes_of(where, True))
+    assert not any("bf16 is" in note for note in train.notes_of(where, False))
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -234,9 +323,13 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     }
     limits = result("limits", [row("products", "GFLOP/s", {"bfloat16": side(200.0)})])
     curves = [{"name": "Speed by batch", "x": "rows", "y": "tokens/s", "lines": {"finetwo": [[1, 5], [2, 9], [4, 12]]}}]
-    train = result("train", [row("instruct", "tokens/s", sides, [pair | {"must": 2.0, "aim": 3.0}])], curves)
+    dropped = row("instruct, dropped", "tokens/s", {"finetwo": side(3.0)}) | {"group": "dropout 0.1", "failures": {}}
+    kept = row("instruct", "tokens/s", sides, [pair | {"must": 2.0, "aim": 3.0}]) | {"group": "dropout 0"}
+    train = result("train", [kept, dropped], curves)
     text = written(tmp_path, train, limits)
     assert "## Training" in text and "## What the machine gives" in text
+    first, second = text.index("### Dropout 0\n"), text.index("### Dropout 0.1\n")
+    assert first < text.index("| instruct | finetwo / trl |") < second < text.index("| instruct, dropped | finetwo |")
     assert "## Generation" not in text and "## One GPU" not in text, "what was not run has no section"
     assert "| instruct | finetwo / trl | 2.50 times as fast | 2.25 to 2.75 | 2 / 3 | met |" in text
     assert "25% of matrix rate" in text, "250 tokens/s at 0.2 GFLOP each, of 200 GFLOP/s"
@@ -267,6 +360,24 @@ def test_records_are_the_same_everywhere() -> None:
     workloads = module("workloads")
     assert workloads.some(3) == workloads.some(3) != workloads.some(3, seed=1)
     assert workloads.some(1)[0].keys() == {"instruction", "input", "output"}
+
+
+def test_a_training_job_has_the_lengths_of_alpaca(tmp_path: Path) -> None:
+    """Some 57 tokens a record with its template, some 20 of them common to all, a quarter of them in the answer."""
+    data = module("training_data")
+    job = {"kind": "short", "shape": "smaller", "batch": 8, "length": 128, "steps": 7, "warm": 1, "rank": 0}
+    job |= {"precision": "float32", "device": "cpu", "tokenizer": str(data.write_tokenizer(tmp_path / "tokenizer"))}
+    found = [sequence for batch in data.batches_of(job) for sequence in batch]
+    assert len(found) == 64
+    lengths = [len(sequence) for sequence in found]
+    learned = [int((sequence.targets >= 0).sum()) for sequence in found]
+    assert 50 <= sum(lengths) / 64 <= 64 and 10 <= sum(learned) / 64 <= 16
+    begins = [sequence.tokens.tolist() for sequence in found]
+    shared = next(n for n in range(100) if len({tuple(row[: n + 1]) for row in begins}) > 1)
+    assert 18 <= shared <= 26
+    job |= {"kind": "classes", "batch": 4}
+    texts = [len(sequence) for batch in data.batches_of(job) for sequence in batch]
+    assert 14 <= sum(texts) / 32 <= 22
 
 
 def test_parameters_of_the_published_shapes() -> None:
