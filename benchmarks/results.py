@@ -73,17 +73,13 @@ EXPERIMENTS = (
         ),
     ),
     Experiment(
-        "emotion-muon", "emotion", "classify/emotion",
-        ("--optimizer", "muon", "--muon_lr", "0.005", "--batch_size", "32"), (0,),
-        (Measured("test", "classify/emotion", _EMOTION, "test", untuned=False),), random_seeds=(0,),
-    ),
-    Experiment(
         "rte", "rte", "entail/rte", ("--epochs", "3"), (0, 1, 2),
         (Measured("dev", "entail/rte", _RTE, "validation", untuned=False, final=True),),
     ),
     Experiment("book", "book", _BOOK, (), (0, 1, 2), (Measured("test", _BOOK, (*_BOOK_SPLIT, *_ANSWERS), "test"),)),
     Experiment("verdict", "verdict", "pretrain/the-verdict.txt"),
     Experiment("verdict-post-norm", "verdict-post-norm", "pretrain/the-verdict.txt"),
+    Experiment("verdict-muon", "verdict", "pretrain/the-verdict.txt", ("--optimizer", "muon")),
     Experiment(
         "alpaca-3000", "alpaca", "instruct/alpaca_data.json", ("--rows.limit", "3000", "--epochs", "2"), (0,),
         (

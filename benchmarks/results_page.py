@@ -105,13 +105,8 @@ def classes(found: dict[str, Any]) -> list[str]:
             continue
         head = ("", "seeds", "accuracy", "95 % of seed 0", "macro F1", "Matthews", "calibration error before → after")
         rows = [class_row("tuned", tuned)]
-        for other, what in (
-            (f"{name}-random", "the same from random weights"),
-            (f"{name}-muon", "tuned with Muon"),
-            (f"{name}-muon-random", "with Muon from random weights"),
-        ):
-            if found_there := figures_of(found, other, measured):
-                rows.append(class_row(what, found_there))
+        if random := figures_of(found, f"{name}-random", measured):
+            rows.append(class_row("the same from random weights", random))
         base = found["baselines"].get(name, {})
         if base:
             tfidf = [f"{base['tfidf_accuracy']:.1%}", "", f"{base['tfidf_macro_f1']:.3f}", "", ""]
@@ -228,10 +223,14 @@ def style(found: dict[str, Any]) -> list[str]:
     ]
 
 
+VERDICT = {"verdict": "pre-norm", "verdict-post-norm": "post-norm", "verdict-muon": "pre-norm, Muon"}
+"""The experiments with that text, and what sets them apart."""
+
+
 def pretraining(found: dict[str, Any]) -> list[str]:
-    """The Verdict, norms before and after."""
+    """The Verdict, norms before and after, and Muon."""
     rows = []
-    for name, what in (("verdict", "pre-norm"), ("verdict-post-norm", "post-norm")):
+    for name, what in VERDICT.items():
         for run in found["runs"].get(name, [])[:1]:
             ends = [e["loss"] for e in run["evaluations"]]
             first, last = run["train"][0][1], run["train"][-1][1]
@@ -248,7 +247,7 @@ def pretraining(found: dict[str, Any]) -> list[str]:
         how,
         "",
         *table(head, rows),
-        "![The two courses](results/verdict.png)",
+        "![The courses](results/verdict.png)",
         "",
     ]
 
@@ -283,11 +282,11 @@ def plots(found: dict[str, Any], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    verdict = [(n, found["runs"][n][0]) for n in ("verdict", "verdict-post-norm") if n in found["runs"]]
+    verdict = [(n, found["runs"][n][0]) for n in VERDICT if n in found["runs"]]
     if verdict:
         figure, axes = plt.subplots(figsize=(7, 3.6))
-        for (name, run), colour in zip(verdict, ("tab:blue", "tab:orange"), strict=False):
-            what = "post-norm" if "post" in name else "pre-norm"
+        for (name, run), colour in zip(verdict, ("tab:blue", "tab:orange", "tab:green"), strict=False):
+            what = VERDICT[name]
             axes.plot(*zip(*run["train"], strict=True), color=colour, label=f"{what}, training")
             points = [(e["step"], e["loss"]) for e in run["evaluations"]]
             axes.plot(*zip(*points, strict=True), "o--", color=colour, label=f"{what}, validation", markersize=3)
