@@ -141,17 +141,18 @@ def machine(threads: int) -> dict[str, Any]:
 
 def real_records(file: str, tokenizer: str, folder: Path) -> str:
     """Instruction records of a file as token ids, written as Alpaca does; return where they are."""
-    from finetwo.data.sequences import Segment, encode_segments
+    from finetwo.data.encoding import encode_records
+    from finetwo.data.sequences import Segment
     from finetwo.text.template import Template
     from finetwo.text.tokenizer import Tokenizer
 
     known, template = Tokenizer.load(Path(tokenizer)), Template.named("alpaca")
-    rows = []
+    records = []
     for row in json.loads(Path(file).read_text(encoding="utf-8")):
         prompt = template.prompt({"prompt": row["instruction"], "input": row.get("input", "")})
-        found, _ = encode_segments(known, [Segment(prompt, False), Segment(row["output"], True, True)], 1024)
-        if found is not None:
-            rows.append([found.tokens.tolist(), found.targets.tolist()])
+        records.append([Segment(prompt, False), Segment(row["output"], True, True)])
+    found = (sequence for sequence, _ in encode_records(known, records, 1024))
+    rows = [[sequence.tokens.tolist(), sequence.targets.tolist()] for sequence in found if sequence is not None]
     target = folder / "instruct.json"
     target.write_text(json.dumps(rows), encoding="utf-8")
     return str(target)
