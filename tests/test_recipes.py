@@ -89,6 +89,8 @@ def test_a_recipe_names_its_data_and_a_published_model(name: str) -> None:
     assert str(found["data"]).startswith("hub:") != (name in on_no_hub)
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# ") and "--model tiny" in text
+    if name in on_no_hub:  # where the data comes from on a connected machine is said all the same
+        assert f"# Hub model: {found['model']}" in text and "No hub data set is known" in text
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetwo.app.cli import main
 
@@ -57,6 +59,38 @@ def test_a_hostile_pickle_is_one_line(here: Path, capsys: pytest.CaptureFixture[
     assert "record 13: the name of a field must be text" in refused(capsys, "late.pkl", "out.jsonl")
 
 
+def test_records_that_torch_saved(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train data.pt` names `convert` as the way out, so that has to be one."""
+    for name in ("a.pt", "a.bin"):
+        torch.save(SENTENCES, here / name)
+        assert main(["train", name, "--max_steps", "1"]) == 2
+        assert "finetwo convert" in capsys.readouterr().err
+        assert main(["convert", name, f"{name}.jsonl"]) == 0
+        assert lines(here / f"{name}.jsonl") == SENTENCES
+    torch.save({"train": SENTENCES[:3], "test": SENTENCES[3:]}, here / "parts.pth")
+    assert main(["convert", "parts.pth", "test.jsonl", "--part", "test"]) == 0
+    assert lines(here / "test.jsonl") == SENTENCES[3:]
+    capsys.readouterr()
+    torch.save([{"x": torch.zeros(3)}], here / "tensors.pt")
+    assert "which can run code. Fix: where you trust the file" in refused(capsys, "tensors.pt", "out.jsonl")
+
+
+def test_archives_that_are_none_of_torch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def pack(*names: str, how: int = zipfile.ZIP_STORED) -> None:
+        with zipfile.ZipFile(here / "a.pt", "w", how) as archive:
+            for name in names:
+                archive.writestr(name, pickle.dumps(SENTENCES))
+
+    for names, how in ((("x/y.pkl",), 0), (("x/data.pkl", "z/data.pkl"), 0), (("x/data.pkl",), 8)):
+        pack(*names, how=how)
+        assert "not as torch.save writes them: it must hold one data.pkl" in refused(capsys, "a.pt", "out.jsonl")
+    pack("x/data.pkl")
+    whole = (here / "a.pt").read_bytes()
+    for cut in (4, 60, len(whole) // 2, len(whole) - 1):
+        (here / "a.pt").write_bytes(whole[:cut])
+        assert "not as torch.save writes them" in refused(capsys, "a.pt", "out.jsonl")
+
+
 def test_what_is_not_for_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "a.pkl").write_bytes(pickle.dumps(SENTENCES))
     (here / "there.jsonl").write_text("mine")
@@ -65,11 +99,10 @@ def test_what_is_not_for_it(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "a file and the name of the new one are needed" in refused(capsys, "a.pkl")
     assert "no such file" in refused(capsys, "a.pkm", "out.jsonl")
     assert "no such file" in refused(capsys, "a.pkl", "nowhere/out.jsonl")
-    for name in ("a.pt", "a.bin", "a.npy", "a.joblib"):
+    for name in ("a.npy", "a.npz"):
         (here / name).write_bytes(b"PK\x03\x04")
-        assert "is not read here either. Fix: where you trust it, load it in Python (torch.load" in refused(
-            capsys, name, "out.jsonl"
-        )
+        line = refused(capsys, name, "out.jsonl")
+        assert "is not read here either. Fix: where you trust it, load it in Python (numpy.load" in line
     assert "is read as it is, or not at all. Fix: finetwo train there.jsonl" in refused(
         capsys, "there.jsonl", "out.jsonl"
     )

@@ -53,6 +53,31 @@ def test_all_metrics_in_json_and_in_words(capsys: pytest.CaptureFixture[str]) ->
         assert protocol in " ".join(out.split())
 
 
+_PEAK = """
+import sys
+from finetwo.app.cli import main
+assert main(sys.argv[1:]) == 0
+status = open("/proc/self/status", encoding="utf-8").read()
+print("PEAK", status.partition("VmHWM:")[2].split()[0])
+"""
+
+
+def peak(*words: str) -> int:
+    """The most memory that a verb took, in KiB, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", _PEAK, *words], capture_output=True, text=True, check=True)
+    return int(done.stdout.rpartition("PEAK ")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory a process took")
+def test_evaluation_takes_no_more_memory_than_training(here: Path) -> None:
+    """An adapter trains in the least memory; every token is scored, and all metrics come along."""
+    rows = [{"prompt": TEXT[i : i + 500], "completion": TEXT[-i - 200 :]} for i in range(40)]
+    (here / "long.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    trained = peak("train", "long.jsonl", "--model", "tiny", "--lora.rank", "4", "--max_steps", "6", "--out", "run")
+    assert peak("evaluate", "run", "long.jsonl", "--metrics", ALL, "--max_new_tokens", "32") <= trained
+
+
 def test_a_figure_and_its_protocol_are_shown_together() -> None:
     out = shown(
         {

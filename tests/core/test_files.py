@@ -26,7 +26,6 @@ from finetwo.core.files import (
     replacing,
     require_file,
     sha256_file,
-    write_bytes_durably,
     write_json,
 )
 from finetwo.core.locks import FolderLock
@@ -46,7 +45,7 @@ def test_replace_is_atomic_and_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert target.read_bytes() == b"old"
     replace_file(target, b"new")
-    write_bytes_durably(tmp_path / "b", b"x")
+    replace_file(tmp_path / "b", b"x")
     assert target.read_bytes() == b"new"
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
@@ -71,8 +70,9 @@ def test_everything_is_synced_before_and_after_the_rename(tmp_path: Path, monkey
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_full_disk_names_the_numbers() -> None:
-    with pytest.raises(EnvironmentFault, match=r"/dev/full: no space left on device.*needed 70,000 bytes, free [\d,]+"):
-        write_bytes_durably(Path("/dev/full"), bytes(70_000))
+    told = pytest.raises(EnvironmentFault, match=r"/dev/full: no space left.*needed 70,000 bytes, free [\d,]+")
+    with told, files.faults(Path("/dev/full"), 70_000), Path("/dev/full").open("wb") as file:
+        file.write(bytes(70_000))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS])

@@ -219,6 +219,25 @@ def test_a_corpus_shorter_than_a_chunk(tmp_path: Path, tiny_tokenizer: Tokenizer
         assert len(chunks) == 1 and chunks.get(0, 1).targets.tolist() == opened.tokens.tolist()[1:]
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what a map holds")
+def test_the_map_of_a_large_corpus_is_not_held(tmp_path: Path, corpus: Corpus) -> None:
+    """Training reads chunks in an order that is drawn: after a while it would hold the whole file in memory."""
+    count = 32 << 20
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    tokens = np.memmap(path, dtype="<u2", mode="r")
+    chunks = Chunks(Corpus(corpus.folder, replace(corpus.info, tokens=count), tokens), 1024)
+    most = 0
+    for i, index in enumerate(np.random.default_rng(0).permutation(len(chunks))[:600].tolist()):
+        assert chunks.get(index, 0).tokens.sum() == 0
+        if i % 15 == 0:
+            held = Path("/proc/self/smaps").read_text(encoding="utf-8").partition("large.bin")[2]
+            most = max(most, int(held.partition("Rss:")[2].split()[0]))
+    assert 0 < most < 40 << 10  # KiB, of a file of 64 MiB
+
+
 def test_a_corpus_of_nothing_is_refused(corpus: Corpus) -> None:
     with pytest.raises(InputError, match="no tokens to learn from"):
         Chunks(Corpus(corpus.folder, corpus.info, corpus.tokens[:1]), 8)

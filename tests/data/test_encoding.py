@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from tests.standins.models import TEXT
 from finetwo.core.errors import InputError
 from finetwo.data import encoding
 from finetwo.data.encoding import encode_records
-from finetwo.data.sequences import Segment, encode_segments
+from finetwo.data.sequences import IGNORE, Fate, Segment, Sequence
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.text.vocabulary import Vocabulary
@@ -25,6 +26,29 @@ PART = st.one_of(
     st.text(alphabet="ab \n", max_size=9).map(lambda rest: "### A beginning that many texts share:\n" + rest),
 )
 RECORD = st.lists(st.builds(Segment, PART, st.booleans(), st.booleans()), max_size=4)
+
+
+def encode_segments(tokenizer: Tokenizer, segments: list[Segment], max_length: int) -> tuple[Sequence | None, Fate]:
+    """Encode each segment on its own and set the targets; cut at `max_length` tokens of input.
+
+    A cut sequence loses its end, end-of-text included, so a cut answer never teaches the model to stop there. None
+    when nothing that is learned fits.
+    """
+    ids: list[int] = []
+    learn: list[bool] = []
+    for segment in segments:
+        part = tokenizer.encode(segment.text)
+        if segment.end:
+            part = [*part, tokenizer.eot]
+        ids += part
+        learn += [segment.learn] * len(part)
+    fate: Fate = "kept" if len(ids) <= max_length + 1 else "truncated"
+    row = np.asarray(ids[: max_length + 1], dtype=np.int32)
+    targets = np.where(np.asarray(learn[1 : max_length + 1], dtype=bool), row[1:], IGNORE).astype(np.int32)
+    sequence = Sequence(row[:-1], targets)
+    if sequence.learned == 0:
+        return None, "too long"
+    return sequence, fate
 
 
 def same(tokenizer: Tokenizer, records: list[list[Segment]], room: int) -> None:

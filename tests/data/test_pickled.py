@@ -384,7 +384,7 @@ def test_both_sides_agree_on_the_code() -> None:
 
 def test_files_that_only_look_like_pickles(tmp_path: Path) -> None:
     for content, said in (
-        (b"PK\x03\x04rest", "not a pickle: an archive (as torch.save writes)"),
+        (b"PK\x03\x04rest", "an archive, but not as torch.save writes them"),
         (b"\x93NUMPY\x01\x00", "not a pickle: an array of numpy"),
         (b"\x1f\x8brest", "packed as gzip: unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),

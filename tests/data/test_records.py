@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.standins.sequences import encoded
 
 from finetwo.core.errors import EnvironmentFault, InputError
 from finetwo.data import records as module
 from finetwo.data.loader import InMemory, Loader
 from finetwo.data.records import Place, Records, write_records
 from finetwo.data.sealed import write_sealed
-from finetwo.data.sequences import IGNORE, Segment, Sequence, encode_segments
+from finetwo.data.sequences import IGNORE, Segment, Sequence
 from finetwo.text.tokenizer import Tokenizer
 
 VOCAB = 400
@@ -109,9 +110,9 @@ def test_encoded_records_are_read_by_the_loader(tmp_path: Path, tiny_tokenizer: 
     """What a training step sees from disk is what it saw from memory."""
     texts = [("The lamp", "went out at nine."), ("Who", "answered?"), ("Count the steps to the", "harbour")] * 4
     rows = [[Segment(a, learn=False), Segment(b, learn=True, end=True)] for a, b in texts]
-    wanted = [encode_segments(tiny_tokenizer, row, 12)[0] for row in rows]
+    wanted = [encoded(tiny_tokenizer, row, 12)[0] for row in rows]
     ahead = tiny_tokenizer.ahead(s.text for row in rows for s in row)
-    items = [(encode_segments(ahead, row, 12)[0], ("d", i + 1, i + 1)) for i, row in enumerate(rows)]
+    items = [(encoded(ahead, row, 12)[0], ("d", i + 1, i + 1)) for i, row in enumerate(rows)]
     write_records(tmp_path, "k", ((s, p) for s, p in items if s is not None), {})
     from_disk = Loader(opened(tmp_path, "k", tiny_tokenizer.vocab_size), 2, 2, None, 0)
     from_memory = Loader(InMemory([s for s in wanted if s is not None]), 2, 2, None, 0)

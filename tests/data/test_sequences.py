@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.standins.sequences import encoded
 
 from finetwo.data.batch import pack, pad
-from finetwo.data.sequences import IGNORE, Segment, Sequence, encode_segments
+from finetwo.data.sequences import IGNORE, Segment, Sequence
 from finetwo.tasks.instruct import INSTRUCT
 from finetwo.tasks.text import STYLE
 from finetwo.text.template import Template
@@ -19,7 +20,7 @@ TEXTS = st.text(alphabet="ab é猫🙂\n\t'1.<|>", max_size=30)
 
 
 def kept(tokenizer: Tokenizer, segments: list[Segment], room: int = ROOM) -> Sequence:
-    sequence, _ = encode_segments(tokenizer, segments, room)
+    sequence, _ = encoded(tokenizer, segments, room)
     assert sequence is not None
     return sequence
 
@@ -52,7 +53,7 @@ def test_what_is_learned_is_the_answer_and_its_end(
 def test_a_cut_loses_the_end_and_nothing_else(tiny_tokenizer: Tokenizer, prompt: str, answer: str, room: int) -> None:
     segments = [Segment(prompt, False), Segment(answer, True, end=True)]
     whole = kept(tiny_tokenizer, segments)
-    sequence, fate = encode_segments(tiny_tokenizer, segments, room)
+    sequence, fate = encoded(tiny_tokenizer, segments, room)
     assert (fate == "kept") == (len(whole) <= room)
     if sequence is None:
         assert fate == "too long" and (whole.targets[:room] == IGNORE).all()
@@ -106,4 +107,4 @@ def test_several_learned_stretches(tiny_tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("segments", [[], [Segment("only read", False)], [Segment("", True)]])
 def test_nothing_to_learn(tiny_tokenizer: Tokenizer, segments: list[Segment]) -> None:
-    assert encode_segments(tiny_tokenizer, segments, ROOM) == (None, "too long")
+    assert encoded(tiny_tokenizer, segments, ROOM) == (None, "too long")

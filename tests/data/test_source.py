@@ -355,7 +355,11 @@ def test_row_48_a_flood_of_blank_lines_is_refused_before_it_is_counted(tmp_path:
 
 
 def test_row_50_files_that_are_never_read(tmp_path: Path) -> None:
-    for name in ("a.pkl", "a.pt", "a.npy", "a.bin", "a.pkl.gz"):
+    for name in ("a.npy", "a.npz"):
+        line = refused(tmp_path, name, "x")
+        assert "pickle, which can run code" in line
+        assert "Fix: where you trust it, load it in Python (numpy.load)" in line
+    for name in ("a.pkl", "a.pt", "a.joblib", "a.bin", "a.pkl.gz"):
         line = refused(tmp_path, name, "x")
         assert "pickle can run code" in line
         assert "Fix: finetwo convert FILE OUT.jsonl" in line

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.generate.conftest import random_network, shape
+from tests.standins.sequences import encoded
 
 from finetwo.core.config import SamplingConfig
 from finetwo.core.errors import InputError
-from finetwo.data.sequences import Segment, encode_segments
+from finetwo.data.sequences import Segment
 from finetwo.generate.pipeline import Model
 from finetwo.model.network import Network
 from finetwo.store.models import open_model
@@ -158,7 +159,7 @@ def test_the_prompt_of_a_conversation_is_what_training_read(network: Network, to
     turns = [Turn(t["role"], t["content"]) for t in TALK]  # type: ignore[arg-type]
     pieces = template.conversation([*turns, Turn("assistant", "the dog")])
     segments = [Segment(text, learn=answer, end=answer) for text, answer in pieces]
-    whole, fate = encode_segments(tokenizer, segments, 10_000)
+    whole, fate = encoded(tokenizer, segments, 10_000)
     assert whole is not None and fate == "kept"
     answer = len(tokenizer.encode("the dog"))
     ids = model.prompt_ids(TALK)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -70,6 +73,22 @@ def test_rouge_l_is_the_mean_of_the_package() -> None:
     assert max(each) == 1.0
     assert "stemmer" in metric.protocol
     assert fed(rouge_l(0), ["running cats"], ["run cat"]).result() == {"rouge_l": 1.0}  # stemmed
+
+
+def test_the_stemmer_brings_no_packages_along(tmp_path: Path) -> None:
+    """nltk loads SciPy, pandas and scikit-learn where it finds them: more than the model takes, for nothing."""
+    for name in ("scipy", "pandas", "sklearn", "matplotlib"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    program = (
+        "import sys\nfrom finetwo.insight.overlap import rouge_l\nrouge_l(0)\n"
+        "print(sorted({'scipy', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)))\nimport scipy, sklearn"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 @pytest.mark.parametrize(("module", "make", "name"), [("sacrebleu", Bleu, "bleu"), ("rouge_score", rouge_l, "rouge_l")])

@@ -31,9 +31,9 @@ SOURCE = str(Path(module.__file__).parents[2])
 ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCE, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def save(run: Path, step: int, keep: int = 2, protect: tuple[int, ...] = (), value: float | None = None) -> Path:
+def save(run: Path, step: int, keep: int = 2, value: float | None = None) -> Path:
     content = torch.full((8,), float(step) if value is None else value)
-    return write_checkpoint(run, step, {"model": {"w": content}, "optimizer": {}}, {"step": step}, keep, protect)
+    return write_checkpoint(run, step, {"model": {"w": content}, "optimizer": {}}, {"step": step}, keep)
 
 
 def steps(run: Path) -> list[int]:
@@ -62,11 +62,11 @@ def test_same_content_same_bytes(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
 
 
-def test_keep_and_protect(tmp_path: Path) -> None:
+def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in range(0, 60, 10):
-        save(tmp_path, step, keep=2, protect=(20,))
+        save(tmp_path, step, keep=2)
         assert step in steps(tmp_path)
-    assert steps(tmp_path) == [50, 40, 20]
+    assert steps(tmp_path) == [50, 40]
     save(tmp_path, 60, keep=1)
     assert steps(tmp_path) == [60]
     save(tmp_path, 30, keep=2)
@@ -329,7 +329,7 @@ def apply(run: Path, name: str, a: int, b: int, patch: pytest.MonkeyPatch) -> No
     found, _ = newest_valid(run)
     newest = 0 if found is None else found.step
     if name in ("save", "again"):
-        save(run, newest + b, keep=a, protect=(a,))
+        save(run, newest + b, keep=a)
     elif name == "crash":
         left, remove = [a], module._remove
 

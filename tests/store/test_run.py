@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetwo.core.errors import EnvironmentFault, InputError
+from finetwo.core.strict_json import parse_json
 from finetwo.store import run as run_module
 from finetwo.store.run import RunFolder, is_run_folder, model_folder_of_run
 
@@ -124,21 +126,25 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert os.listdir(tmp_path) == []
 
 
+def read_metrics(run: RunFolder) -> list[Any]:
+    return [parse_json(line, "metrics") for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+
+
 def test_metrics_are_strict_and_trimmed(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "a") as run:
         run.trim_metrics(5)
-        assert list(run.read_metrics()) == []
+        assert not run.metrics.exists()
         run.append_metrics({"event": "start"})
         for step in range(6):
             run.append_metrics({"step": step, "loss": float("nan"), "more": {"x": [float("inf"), 1.5]}})
         with run.metrics.open("ab") as file:
             file.write(b'{"step": 3, "lo')
         run.trim_metrics(3)
-        records = list(run.read_metrics())
+        records = read_metrics(run)
         assert [r.get("step") for r in records] == [None, 0, 1, 2, 3]
         assert records[1] == {"step": 0, "loss": None, "more": {"x": [None, 1.5]}}
         run.append_metrics({"step": 4})
-        assert [r.get("step") for r in run.read_metrics()] == [None, 0, 1, 2, 3, 4]
+        assert [r.get("step") for r in read_metrics(run)] == [None, 0, 1, 2, 3, 4]
         run.trim_metrics(-1)
         assert run.metrics.read_bytes() == b""
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from tests.standins.models import hf_twin, random_network, tiny_config
+from tests.standins.sequences import encoded
 from tests.train.support import At, digest, metrics, quick, records, snapshot, weights, write_jsonl
 
 from finetwo import load
 from finetwo.core.errors import InputError, NumericError
 from finetwo.data.loader import InMemory
-from finetwo.data.sequences import IGNORE, Segment, Sequence, encode_segments
+from finetwo.data.sequences import IGNORE, Segment, Sequence
 from finetwo.insight.measure import MeasureOptions, measure
 from finetwo.model.network import Network
 from finetwo.text.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ def sequences(tiny_tokenizer: Tokenizer) -> list[Sequence]:
     found = []
     for i, row in enumerate(records(40)):
         segments = [Segment(row["prompt"] + " é\n", False), Segment(row["completion"], True, end=True)]
-        sequence, _ = encode_segments(tiny_tokenizer, segments, 64 if i else 22)
+        sequence, _ = encoded(tiny_tokenizer, segments, 64 if i else 22)
         assert sequence is not None
         found.append(sequence)
     return found
@@ -150,7 +151,7 @@ def test_first_evaluation_is_the_untouched_base(base: Path, tmp_path: Path, tiny
     sequences = []
     for row in records(20)[11:]:
         segments = [Segment(row["prompt"] + "\n", False), Segment(row["completion"], True, end=True)]
-        sequences.append(encode_segments(tiny_tokenizer, segments, 64)[0])
+        sequences.append(encoded(tiny_tokenizer, segments, 64)[0])
     found = measured(load(str(base)).network, [s for s in sequences if s is not None], tiny_tokenizer, 3)
     assert report.first is not None
     assert report.first["loss"] == pytest.approx(found.loss, abs=1e-6)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.train.support import At, gap, metrics, quick, records, weights
 
+import finetwo
 from finetwo.core.errors import NumericError
 from finetwo.model.network import Network
 from finetwo.store.checkpoint import list_checkpoints, open_checkpoint
@@ -34,6 +35,17 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, call: int, value: float) -> None
         return total * value if count["calls"] == call else total
 
     monkeypatch.setattr(Network, "loss", loss)
+
+
+def test_a_base_that_overflows_before_any_step_is_not_blamed_on_the_learning_rate(base: Path, tmp_path: Path) -> None:
+    model = finetwo.load(str(base))
+    with torch.no_grad():
+        model.network.transformer.wte.weight.mul_(1e38)
+    model.save(tmp_path / "damaged")
+    with pytest.raises(NumericError) as caught:
+        quick(records(15), tmp_path / "damaged", tmp_path / "run", **SETTINGS)
+    assert "step 0: the validation loss is nan" in str(caught.value)
+    assert "--lr" not in str(caught.value) and "take another base" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -14,10 +14,11 @@ from finetwo.core.errors import InputError
 _USAGE = "finetwo convert FILE OUT.jsonl [--part NAME]"
 _ABOUT = """Write a data set as JSON lines, one record a line, which every other verb reads.
 
-A pickle (.pkl, .pickle) can run code when it is loaded. It is read here by a process of its own that has no network, no
-files and an unpickler that knows no names: only lists, dictionaries, texts, numbers, True, False and None come
-through, and a file with anything else is refused before any of it runs. Parquet and Arrow files, folders that
-`datasets` saved and data sets of the hub (hub:OWNER/NAME) need: pip install 'finetwo[data]'.
+A pickle (.pkl, .pickle, .joblib, and .pt or .bin as torch.save writes them) can run code when it is loaded. It is read
+here by a process of its own that has no network, no files and an unpickler that knows no names: only lists,
+dictionaries, texts, numbers, True, False and None come through, and a file with anything else is refused before any of
+it runs. Parquet and Arrow files, folders that `datasets` saved and data sets of the hub (hub:OWNER/NAME) need:
+pip install 'finetwo[data]'.
 
 examples:
   finetwo convert austen.pkl austen.jsonl
@@ -25,8 +26,7 @@ examples:
   finetwo convert splits.pkl train.jsonl --part train
   finetwo convert saved-dataset/ test.jsonl --part test
 """
-_LEGACY = (".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".joblib")
-_LEGACY_FIX = "where you trust it, load it in Python (torch.load, numpy.load) and write its records with json.dumps"
+_ARRAYS = (".npy", ".npz")
 
 
 @dataclass
@@ -62,15 +62,16 @@ def run(words: list[str]) -> int:
 
 def _records(name: str, part: str | None, say: Callable[[str], None]) -> Iterator[dict[str, object]]:
     """The records of what `name` names: a pickle, a table, a folder of them, or a data set of the hub."""
+    from finetwo.data.opening import ARRAYS_FIX
     from finetwo.data.pickled import is_pickle, read_pickle
     from finetwo.store.hub_data import data_path
 
     path = data_path(name, say)
     if path.is_dir():
         return _tables(path, part, say)
-    if path.suffix.lower() in _LEGACY:
-        what = f"a {path.suffix.lower()} file can hold more than a plain pickle, and is not read here either"
-        raise InputError(name, what, fix=_LEGACY_FIX)
+    if path.suffix.lower() in _ARRAYS:
+        what = f"a {path.suffix.lower()} file holds arrays, not records, and is not read here either"
+        raise InputError(name, what, fix=ARRAYS_FIX)
     if is_pickle(path):
         return read_pickle(path, part, say)
     return _tables(path, part, say)

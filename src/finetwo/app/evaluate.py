@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from finetwo.app import front, serving
 from finetwo.app.arguments import Words
+from finetwo.core.allocator import return_large_blocks
 from finetwo.core.config import RowsConfig, SamplingConfig, check_seed
 from finetwo.core.errors import InputError
 
@@ -173,6 +174,7 @@ def run(words: list[str]) -> int:
     arguments, (name, data) = asked
     if arguments.check_serving:
         return _check_serving(name, data, arguments)
+    return_large_blocks()  # it shall not need more memory than the training did
     from finetwo.app.api import load
     from finetwo.app.console import say
     from finetwo.insight.measure import measure

@@ -176,14 +176,6 @@ def replace_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_bytes_durably(path: Path, data: bytes) -> None:
-    """Write `data` straight to `path` and fsync it; for files in a folder that is itself still temporary."""
-    with faults(path, len(data)), path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        _sync(file.fileno())
-
-
 def json_bytes(value: object) -> bytes:
     """Return `value` as strict JSON with sorted keys, one final newline; NaN and infinities raise ValueError."""
     text = json.dumps(value, sort_keys=True, indent=2, allow_nan=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ from finetwo.text.tokenizer import GROUP, Tokenizer, in_threads
 
 _VERSION = 3
 _BLOCK = 1 << 22
+_EVERY = 32
+"""Chunks read between two returns of pages: for each of them the system may map up to 2 MiB of the file."""
 _FILE, _INFO = "tokens.bin", "corpus.json"
 _DTYPES = ("<u2", "<u4")
 
@@ -161,6 +164,15 @@ def build_corpora(folder: Path, key: str, parts: Iterable[Part], tokenizer: Toke
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
+def release_pages(array: NDArray[np.generic]) -> None:
+    """Give the pages of a memory-mapped array back to the system; they are read again when they are asked for."""
+    found: object = array
+    while isinstance(found, np.ndarray):
+        found = found.base
+    if isinstance(found, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        found.madvise(mmap.MADV_DONTNEED)
+
+
 class Corpus:
     """A memory-mapped token stream read in chunks of a given length."""
 
@@ -228,6 +240,7 @@ class Chunks:
     ) -> None:
         self.corpus, self.length, self.seed = corpus, length, seed
         self.shift, self.copy_share = shift, copy_share
+        self._read = 0
         usable = len(corpus.tokens) - 1
         if usable < 1:
             raise InputError(str(corpus.folder), "the corpus has no tokens to learn from", usable, "give more text")
@@ -245,6 +258,9 @@ class Chunks:
             offset = int(np.random.default_rng([self.seed, 7, epoch]).integers(spare))
         start = offset + index * self.length
         row = np.asarray(self.corpus.tokens[start : start + self.length + 1], dtype=np.int32)
+        self._read += 1
+        if self._read % _EVERY == 0:  # in an order that is drawn, every page of the file would be held before long
+            release_pages(self.corpus.tokens)
         if self.copy_share:
             rng = np.random.default_rng([self.seed, 11, epoch, index])
             if rng.random() < self.copy_share:

@@ -1,4 +1,4 @@
-"""Encodes records many at a time, on all cores: the same sequences as `encode_segments` gives one by one.
+"""Encodes records many at a time, on all cores: the same sequences as one by one.
 
 It knows segments and the tokenizer, and no tasks and no files. Its one invariant: neither the other records nor the
 number of cores changes a sequence.
@@ -32,7 +32,11 @@ class _Encoded:
 def encode_records(
     tokenizer: Tokenizer, records: Iterable[list[Segment]], max_length: int
 ) -> Iterator[tuple[Sequence | None, Fate]]:
-    """Yield for each record what `encode_segments` returns; records are taken some groups ahead of what is yielded."""
+    """Yield each record's segments, encoded apart, as one sequence cut at `max_length` tokens of input, and its fate.
+
+    A cut sequence loses its end, end-of-text included, so a cut answer never teaches the model to stop there. None
+    when nothing that is learned fits. Records are taken some groups ahead of what is yielded.
+    """
     tokenizer.encode("")  # its engine is made once, not by every thread
     for encoded in in_threads(lambda group: _encoded(tokenizer, group), _groups(records)):
         yield from _sequences(encoded, max_length)

@@ -32,12 +32,15 @@ CONVERT = "finetwo convert FILE OUT.jsonl"
 _TO_LINES = "convert it to JSONL, one JSON object a line"
 _UNPACK = "unpack it and give the file inside"
 _PICKLE = ("pickle can run code, so it is not read", CONVERT)
+ARRAYS_FIX = "where you trust it, load it in Python (numpy.load) and write its records with json.dumps, one a line"
+_ARRAYS = ("it may hold pickle, which can run code, so it is not read", ARRAYS_FIX)
 _TABLE = ("Parquet and Arrow are not read packed", _UNPACK)
 _ARCHIVE = ("an archive is not a data file", _UNPACK)
 _BINARY = ("a binary file is not a data file", _TO_LINES)
 _ADDRESS = re.compile(r"(https?|ftp|file|hf|s3|gs):/", re.IGNORECASE)
 _REFUSED_NAMES = {
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".joblib"), _PICKLE),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"), _PICKLE),
+    **dict.fromkeys((".npy", ".npz"), _ARRAYS),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _ARCHIVE),
     **dict.fromkeys((".zst", ".bz2", ".lz4"), ("this compression is not read", "unpack it, or pack it as .gz or .xz")),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), ("a spreadsheet is not a data file", "save it as CSV")),
@@ -45,7 +48,7 @@ _REFUSED_NAMES = {
 }
 _REFUSED_BYTES = (
     *((bytes((0x80, version)), _PICKLE) for version in (2, 3, 4, 5)),
-    (b"\x93NUMPY", _PICKLE),
+    (b"\x93NUMPY", _ARRAYS),
     (b"PAR1", _TABLE),
     (b"ARROW1", _TABLE),
     (b"PK\x03\x04", _ARCHIVE),

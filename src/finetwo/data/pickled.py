@@ -7,31 +7,35 @@ process is gone when the records end, however they end, and what it wrote is rea
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from finetwo.core.errors import EnvironmentFault, FineTwoError, InputError
 from finetwo.data.decoding import decoded, numbered_lines
 from finetwo.data.json_stream import read_lines
 from finetwo.data.opening import CHUNK, SourceFile
 
-SUFFIXES = (".pkl", ".pickle", ".p")
-"""File name endings of pickles."""
+SUFFIXES = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".bin", ".ckpt")
+"""File name endings of pickles, alone or in the archive of torch.save."""
 
 _REFUSED = 3
 """Exit code by which the process says that it refused the file."""
 _FIX = "where you trust the file, load it in Python and write each record with json.dumps, one a line"
 _FOREIGN = {
-    b"PK\x03\x04": "an archive (as torch.save writes)",
     b"\x93NUMPY": "an array of numpy",
     b"\x1f\x8b": "packed as gzip: unpack it first",
     b"\xfd7zXZ": "packed as xz: unpack it first",
     b"version https://git-lfs": "a Git LFS pointer, not the data: run git lfs pull",
 }
+_ARCHIVE, _INSIDE = b"PK\x03\x04", "data.pkl"
 _TOO_MUCH = {-signal.SIGKILL, -signal.SIGXCPU, -signal.SIGSEGV, -signal.SIGABRT}
 
 
@@ -52,12 +56,15 @@ def read_pickle(path: Path, part: str | None, on_note: Callable[[str], None]) ->
         EnvironmentFault: the process cannot be started, or failed by itself.
     """
     name, count = str(path), 0
-    with SourceFile(path, as_is=True) as source, tempfile.TemporaryDirectory(prefix="finetwo-") as empty:
+    with ExitStack() as stack:
+        source = stack.enter_context(SourceFile(path, as_is=True))
         head, _ = source.ends(32)
         foreign = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
         if foreign is not None or not head:
             raise InputError(name, f"not a pickle: {foreign or 'the file is empty'}", fix=_FIX)
-        process = _start(source, part, Path(empty))
+        file = stack.enter_context(_unpacked(source.file, name)) if head.startswith(_ARCHIVE) else source.file
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="finetwo-"))
+        process = _start(file, name, part, Path(folder))
         broken: FineTwoError | None = None
         ended = False
         try:
@@ -77,14 +84,31 @@ def read_pickle(path: Path, part: str | None, on_note: Callable[[str], None]) ->
         raise InputError(name, "0 records: the list is empty", fix="give a file that holds records")
 
 
-def _start(source: SourceFile, part: str | None, folder: Path) -> subprocess.Popen[bytes]:
+def _unpacked(file: BinaryIO, name: str) -> BinaryIO:
+    """The pickle in an archive of torch.save, which packs nothing, as a file of its own."""
+    found = tempfile.TemporaryFile(prefix="finetwo-")  # noqa: SIM115 (the caller closes it)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = [i for i in archive.infolist() if i.filename.split("/")[-1] == _INSIDE]
+            if len(inside) != 1 or inside[0].compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"it must hold one {_INSIDE}, not compressed")
+            with archive.open(inside[0]) as packed:
+                shutil.copyfileobj(packed, found, CHUNK)
+    except Exception as error:  # whatever a damaged or foreign archive raises
+        found.close()
+        raise InputError(name, f"an archive, but not as torch.save writes them: {error}", fix=_FIX) from error
+    found.seek(0)
+    return found
+
+
+def _start(file: BinaryIO, name: str, part: str | None, folder: Path) -> subprocess.Popen[bytes]:
     """Start the reading process: no environment, an empty folder, three files, a session of its own."""
     child = Path(__file__).with_name("pickle_child.py")
     command = [sys.executable, "-I", "-S", "-B", str(child), *([part] if part is not None else [])]
     try:
         return subprocess.Popen(
             command,
-            stdin=source.file,
+            stdin=file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=folder,
@@ -93,7 +117,7 @@ def _start(source: SourceFile, part: str | None, folder: Path) -> subprocess.Pop
         )
     except (OSError, ValueError) as error:
         what = f"the reading process cannot be started: {error}"
-        raise EnvironmentFault(str(source.path), what, fix="check limits of memory and processes") from error
+        raise EnvironmentFault(name, what, fix="check limits of memory and processes") from error
 
 
 def _answers(process: subprocess.Popen[bytes], name: str) -> Iterator[dict[str, object]]:

@@ -53,29 +53,6 @@ class Sequence:
 Fate = Literal["kept", "truncated", "too long"]
 
 
-def encode_segments(tokenizer: Tokenizer, segments: list[Segment], max_length: int) -> tuple[Sequence | None, Fate]:
-    """Encode each segment on its own and set the targets; cut at `max_length` tokens of input.
-
-    A cut sequence loses its end, end-of-text included, so a cut answer never teaches the model to stop there. None
-    when nothing that is learned fits.
-    """
-    ids: list[int] = []
-    learn: list[bool] = []
-    for segment in segments:
-        part = tokenizer.encode(segment.text)
-        if segment.end:
-            part = [*part, tokenizer.eot]
-        ids += part
-        learn += [segment.learn] * len(part)
-    fate: Fate = "kept" if len(ids) <= max_length + 1 else "truncated"
-    row = np.asarray(ids[: max_length + 1], dtype=np.int32)
-    targets = np.where(np.asarray(learn[1 : max_length + 1], dtype=bool), row[1:], IGNORE).astype(np.int32)
-    sequence = Sequence(row[:-1], targets)
-    if sequence.learned == 0:
-        return None, "too long"
-    return sequence, fate
-
-
 def encode_document(
     tokenizer: Tokenizer, segments: list[Segment], max_length: int, target: int, where: str = "document"
 ) -> tuple[Sequence, Fate]:

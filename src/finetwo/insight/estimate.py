@@ -61,8 +61,6 @@ class Estimate:
     """Mean over the run's steps."""
     tokens_per_second: float
     timed_steps: int
-    evaluation_seconds: float
-    """Of one evaluation."""
     memory_bytes: int
     """The most that this process had while it prepared the data and took the timed steps; on a GPU, of the GPU."""
     memory_formula: int
@@ -127,7 +125,6 @@ def estimate(network: Network, loader: Loader, validation: Sequences | None, con
         step_seconds=step,
         tokens_per_second=read / total / step,
         timed_steps=taken.steps,
-        evaluation_seconds=looked,
         memory_bytes=peak_bytes(device) + (_LATER if device.type == "cpu" else 0),
         memory_formula=formula,
         device=str(device),

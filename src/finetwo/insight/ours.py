@@ -27,7 +27,7 @@ from finetwo.train.prepare import Prepared
 Hear = Callable[[Laid, Told], None]
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _BLOCK = 1 << 20
-_STEPS = 1000
+_STEPS = 32
 """Steps whose batches are laid out before the pages of the data are given back."""
 
 

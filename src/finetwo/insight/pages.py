@@ -5,13 +5,12 @@ It knows sets of sequences and memory maps. Its one invariant: what is read is t
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetwo.data.cache import Chunks
+from finetwo.data.cache import Chunks, release_pages
 from finetwo.data.loader import Sequences
 from finetwo.data.records import Records
 from finetwo.data.sequences import Sequence
@@ -41,8 +40,4 @@ def release(data: Sequences) -> None:
     elif isinstance(data, Records):
         arrays = [data.tokens, data.targets]
     for array in arrays:
-        found: object = array
-        while isinstance(found, np.ndarray):
-            found = found.base
-        if isinstance(found, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            found.madvise(mmap.MADV_DONTNEED)
+        release_pages(array)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 IGNORE = -100
 """A target that means: nothing to learn here."""
@@ -46,11 +45,10 @@ def summed_loss(
 
 def token_losses(hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     """Return the loss of each kept target (N,) float32, without gradients; N is small enough by the caller's choice."""
-    chunk = _rows(weight)
+    chunk = max(16, _rows(weight) // 4)  # every token has a loss here, a few have one in training: not to need more
     parts = []
     for i in range(0, hidden.shape[0], chunk):
-        logits = (hidden[i : i + chunk] @ weight.to(hidden.dtype).t()).float()
-        parts.append(cross_entropy(logits, targets[i : i + chunk], reduction="none"))
+        parts.append(_losses(hidden[i : i + chunk], weight.to(hidden.dtype), targets[i : i + chunk])[0])
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
@@ -109,19 +107,23 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def _chunk(x: Tensor, w: Tensor, y: Tensor, weights: Tensor | None, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Return the loss of a chunk x (n, D), summed, and with `gradient` its gradient for the logits (n, V), float32."""
-    logits = (x @ w.t()).float()
-    at = (torch.arange(y.shape[0], device=y.device), y)
-    top = logits.amax(dim=1, keepdim=True)
-    picked = logits[at] - top.squeeze(1)
-    p = logits.sub_(top).exp_()
-    mass = p.sum(dim=1, keepdim=True)
-    losses = mass.squeeze(1).log() - picked
+    losses, p, mass = _losses(x, w, y)
     total = losses.sum() if weights is None else (losses * weights).sum()
     if not gradient:
         return total, None
     p.div_(mass)
-    p[at] -= 1.0
+    p[torch.arange(y.shape[0], device=y.device), y] -= 1.0
     return total, p if weights is None else p.mul_(weights.unsqueeze(1))
+
+
+def _losses(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses (n,) of x (n, D), and their softmax as p (n, V) / mass (n, 1), all float32, in one block."""
+    logits = (x @ w.t()).float()
+    top = logits.amax(dim=1, keepdim=True)
+    picked = logits[torch.arange(y.shape[0], device=y.device), y] - top.squeeze(1)
+    p = logits.sub_(top).exp_()
+    mass = p.sum(dim=1, keepdim=True)
+    return mass.squeeze(1).log() - picked, p, mass
 
 
 def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

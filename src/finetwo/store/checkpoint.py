@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,14 +189,13 @@ def write_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, object],
     keep: int,
-    protect: Collection[int] = (),
 ) -> Path:
     """Write `checkpoint-<step>` into `run`, verify it, then remove old ones; return its folder.
 
     `tensors` maps file stems to tensors, `state` must be JSON (no NaN, no infinity). The newest `keep` (>= 1) up to
-    `step` stay, and the steps in `protect`; those of later steps belong to a future given up by resuming earlier, and
-    go as well. The caller holds the run folder's lock. Raises EnvironmentFault (path, bytes needed and free, last good
-    step) where the disk refuses; what was there before stays.
+    `step` stay; those of later steps belong to a future given up by resuming earlier, and go as well. The caller holds
+    the run folder's lock. Raises EnvironmentFault (path, bytes needed and free, last good step) where the disk refuses;
+    what was there before stays.
     """
     if keep < 1 or step < 0:
         raise ValueError(f"keep {keep} must be >= 1 and step {step} >= 0")
@@ -221,7 +220,7 @@ def write_checkpoint(
     except FineTwoError as error:
         what = f"what was written does not read back: {error.line()}; {_last_good(run)}"
         raise EnvironmentFault(str(target), what, fix="check the disk") from error
-    _purge(run, step, keep, protect)
+    _purge(run, step, keep)
     return target
 
 
@@ -277,11 +276,11 @@ def _last_good(run: Path) -> str:
 # --- removing ---------------------------------------------------------------------------------------------------
 
 
-def _purge(run: Path, written: int, keep: int, protect: Collection[int]) -> None:
-    """Remove all but the newest `keep` up to the step just written and verified, and the protected ones."""
+def _purge(run: Path, written: int, keep: int) -> None:
+    """Remove all but the newest `keep` up to the step just written and verified."""
     paths = list_checkpoints(run)
     steps = sorted({step_of(path) for path in paths if step_of(path) <= written}, reverse=True)
-    stay = {*steps[:keep], *protect}
+    stay = set(steps[:keep])
     for path in paths:
         step, spare = step_of(path), path.name.endswith(".old")
         if step not in stay or (spare and (step == written or _valid(run / f"checkpoint-{step}"))):

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,6 @@ from finetwo.core.files import (
     write_json,
 )
 from finetwo.core.locks import FolderLock
-from finetwo.core.strict_json import parse_json
 from finetwo.store.checkpoint import list_checkpoints, remove_stale
 
 LOCK = "run.lock"
@@ -130,12 +129,6 @@ class RunFolder:
             for line in old:
                 if line.endswith(b"\n") and _belongs(line, step, undone):
                     new.write(line)
-
-    def read_metrics(self) -> Iterator[dict[str, object]]:
-        """Yield the records of metrics.jsonl; nothing where it does not exist."""
-        with suppress(FileNotFoundError), self.metrics.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                yield parse_json(line, f"{self.metrics}:{number}")
 
     def set_aside(self, say: Callable[[str], None]) -> None:
         """Move an earlier run's files into `previous-<n>/` inside the folder, so that a new start loses nothing."""

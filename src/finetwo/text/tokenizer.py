@@ -127,10 +127,6 @@ class Tokenizer:
                 flat.append(GAP)
         return flat
 
-    def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
-        """Return the ids of each text, encoded on all cores; errors as `encode`."""
-        return [ids[start:end] for _, ids, start, end in self._spans(texts)]
-
     def ahead(self, texts: Iterable[str]) -> Tokenizer:
         """Return this tokenizer with `texts` encoded already, on all cores; to be asked for them one by one."""
         return _Ahead(self, texts)

@@ -206,8 +206,8 @@ class Training:
         p.evaluated_at = p.step
         record = {"event": "evaluation", "step": p.step, **result.to_dict()}
         if not math.isfinite(result.loss):
-            what = f"step {p.step}: the validation loss is {result.loss:g}"
-            raise NumericError("train", what, None, "lower --lr; the last checkpoint is good")
+            fix = "lower --lr; the last checkpoint is good" if p.step else "take another base, or --precision float32"
+            raise NumericError("train", f"step {p.step}: the validation loss is {result.loss:g}", None, fix)
         p.first = p.first or record
         p.last = record
         better = p.best is None or rank(record) < rank(p.best)
