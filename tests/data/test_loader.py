@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,6 +34,22 @@ def test_every_record_once_an_epoch(count: int, batch_size: int, accum: int, see
         assert sorted(i for b in batches for i in seen(b)) == list(range(count))
         assert all(1 <= len(b) <= accum and all(p.tokens.size <= batch_size for p in b) for b in batches)
         assert all(sum(p.tokens.size for p in b) == batch_size * accum for b in batches[:-1])
+
+
+def test_an_order_takes_eight_bytes_a_record() -> None:
+    """A corpus of 2 GB has millions of chunks: an array for each micro-batch of an epoch took 250 MB."""
+
+    class Many(InMemory):
+        def __len__(self) -> int:
+            return 300_000
+
+    loader = Loader(Many([]), 2, 1, None, 0)
+    tracemalloc.start()
+    try:
+        assert len(loader.indices(7)) == 2
+        assert tracemalloc.get_traced_memory()[0] < 12 * 300_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_epochs_and_seeds_differ() -> None:

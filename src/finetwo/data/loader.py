@@ -69,26 +69,30 @@ class Loader:
             self._cuts = _cuts(np.sort(self._lengths)[::-1], batch_tokens, padded=packing is False)
             count = len(self._cuts) + 1
         self.steps_per_epoch = math.ceil(count / grad_accum)
-        self._order: tuple[int, list[np.ndarray]] | None = None
+        self._order: tuple[int, np.ndarray, list[np.ndarray] | None] | None = None
 
-    def _parts(self, epoch: int) -> list[np.ndarray]:
-        """The record numbers of each micro-batch of `epoch`."""
+    def _drawn(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """The record numbers of `epoch` in their order, and those of each micro-batch where they are not even."""
         cached = self._order
         if cached is None or cached[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            order = rng.permutation(len(self.data))
-            if self._lengths is None or self._cuts is None:
-                parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-            else:
+            order, parts = rng.permutation(len(self.data)), None
+            if self._lengths is not None and self._cuts is not None:
                 order = order[np.argsort(-self._lengths[order], kind="stable")]
                 parts = np.split(order, self._cuts)
                 parts = [parts[i] for i in rng.permutation(len(parts))]
-            self._order = cached = (epoch, parts)
-        return cached[1]
+            self._order = cached = (epoch, order, parts)
+        return cached[1:]
 
     def _step(self, step: int) -> list[np.ndarray]:
+        """The record numbers of each micro-batch of a step; an array for every one of an epoch's would be much."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return self._parts(epoch)[place * self.grad_accum : (place + 1) * self.grad_accum]
+        order, parts = self._drawn(epoch)
+        first, last = place * self.grad_accum, (place + 1) * self.grad_accum
+        if parts is not None:
+            return parts[first:last]
+        size = self.batch_size
+        return [order[i : i + size] for i in range(first * size, min(last * size, len(order)), size)]
 
     def indices(self, step: int) -> list[int]:
         """Return the record numbers that step `step` (from 0) sees."""
