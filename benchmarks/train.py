@@ -39,7 +39,7 @@ BARS: dict[tuple[str, str, str], tuple[float, float]] = {
 """How many times the peer's speed must and should be reached at dropout 0; "best" is bf16, or float32 without it."""
 LESS = {("instruct, LoRA r=8", "float32", "trainer"): (0.5, 0.35)}
 """How much of the peer's peak memory may be taken at most."""
-MODULES = {"trl": "trl", "litgpt": "litgpt", "trainer": "transformers", "plain": "torch"}
+MODULES = {"trl": "trl", "litgpt": "litgpt", "trainer": "transformers", "plain": "torch", "compiled": "torch"}
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,17 @@ def name_of(peer: str, job: dict[str, Any]) -> str:
         return f"plain loop {precision}"
     if peer == "trainer":
         return f"{'PEFT + ' if job['rank'] else ''}Trainer {'autocast' if precision == 'bf16' else 'float32'}"
-    return f"finetwo {precision}"
+    return "finetwo, torch.compile" if peer == "compiled" else f"finetwo {precision}"
 
 
 def side(part: str, job: dict[str, Any], where: Where) -> Side:
     """One side of a workload, with the allocator's settings that all get."""
     environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(where.threads)}
     notes = {"litgpt": "another network", "trl": "with gradient checkpointing" + (", bf16 off" * (not where.bf16))}
-    words, note = [part, json.dumps(job)], notes.get(part, "")
-    return script_side(name_of(part, job), SCRIPT, words, peer=part != "finetwo", environment=environment, note=note)
+    own = part in ("finetwo", "compiled")
+    words = ["finetwo" if own else part, json.dumps(job | ({"compiled": True} if part == "compiled" else {}))]
+    note = notes.get(part, "")
+    return script_side(name_of(part, job), SCRIPT, words, peer=not own, environment=environment, note=note)
 
 
 def workload(what: str, job: dict[str, Any], peers: list[str], where: Where) -> Workload:
@@ -109,10 +111,11 @@ def workloads(where: Where, rates: list[float]) -> list[Workload]:
                 "emulated": where.emulated, **where.files,
             }  # fmt: skip
             litgpt = [] if dropout or where.smoke else ["litgpt"]
+            compiled = [] if dropout or where.smoke or precision != "float32" else ["compiled"]
             wanted: list[tuple[str, dict[str, Any], list[str]]] = [
                 ("instruct, full", INSTRUCT, ["trainer", "trl", *litgpt]),
                 ("instruct, LoRA r=8", INSTRUCT | {"rank": 8}, ["trainer", "trl", *litgpt]),
-                ("dense 1024", DENSE, ["plain"]),
+                ("dense 1024", DENSE, ["plain", *compiled]),
                 ("classification, batch 32", CLASSES, ["trainer"]),
             ]
             for what, job, peers in wanted:
@@ -182,6 +185,12 @@ def main(words: list[str]) -> int:
     bench.notes += notes_of(where, not native)
     if not bench.measure_all(w for w in workloads(where, rates) if asked.only in w.name):
         return 75
+    bench.notes += [
+        f"{row['name']}: the first step takes {side['first_step_s']:.0f} s with torch.compile"
+        for row in bench.workloads
+        for name, side in row["sides"].items()
+        if "torch.compile" in name
+    ]
     bench.finish()
     return 0
 

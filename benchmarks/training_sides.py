@@ -87,7 +87,8 @@ class Steps:
         calm = [n / max(t, 1e-9) for n, t in zip(self.tokens[first:], self.cpu[first:], strict=True)]
         found: dict[str, Any] = {
             "value": statistics.median(rates), "per_cpu_second": statistics.median(calm), "losses": self.losses,
-            "steps": len(rates), "tokens": sum(self.tokens), "precision": self.job["precision"],
+            "steps": len(rates), "tokens": sum(self.tokens),
+            "first_step_s": round(self.wall[0], 2), "precision": self.job["precision"],
         }  # fmt: skip
         if in_turn():
             found["values"] = rates
@@ -123,6 +124,8 @@ def ours(job: dict[str, Any]) -> None:
     shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=shared) as out, suppress(Enough):
         model = Model(network_of(job), tokenizer_of(job))
+        if job.get("compiled"):
+            model.network.transformer.compile(dynamic=True)  # for any length of row
         train(config_of(job, f"{out}/run"), rows_of(job), model=model, listeners=[Watch()])
     steps.tell()
 
