@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.standins.models import tiny_config
 from finetwo import train
 from finetwo.app.cli import main
 from finetwo.core.config import RowsConfig, TrainConfig
-from finetwo.core.errors import InputError
+from finetwo.core.errors import InputError, Stopped
 from finetwo.insight.plan import Plan, make_plan
 from finetwo.insight.plan_page import page
 from finetwo.model.network import Network
@@ -98,6 +99,24 @@ def test_nothing_is_written(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
         planned(base, data, max_length=100_000)
     assert list((tmp_path / "w").rglob("*")) == [] and list((tmp_path / "t").rglob("*")) == []
     assert {p: p.stat().st_mtime_ns for p in base.rglob("*")} == before
+
+
+def test_a_signal_leaves_nothing_behind(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    words = Words(7)
+    data = write(tmp_path / "data.jsonl", [words.record() for _ in range(20)])
+    seen: list[list[Path]] = []
+
+    def stop(*given: Any) -> None:
+        seen.append(list((tmp_path / "temporary").iterdir()))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("finetwo.insight.plan.estimate", stop)
+    with pytest.raises(Stopped) as caught:
+        planned(base, data)
+    assert caught.value.exit_code == 143
+    assert len(seen[0]) == 1 and list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_classes(base: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from finetwo.train.job import complete, prepared_data, refuse_idle
 from finetwo.train.prepare import Prepared, detect_task
 from finetwo.train.prepared import Wanted
 from finetwo.train.rng import seed_all
+from finetwo.train.signals import Preparing
 from finetwo.train.start import Start, decide, fresh_start, given_start, pick_device, settle, settle_precision
 
 Say = Callable[[str], None]
@@ -114,7 +115,7 @@ def make_plan(config: TrainConfig, data: Path, say: Say, samples: int = 3) -> Pl
     seed_all(config.seed)
     start = fresh_start(config, both) if task.fresh else given_start(config, task)
     config = settle(config, start.network, task)
-    with tempfile.TemporaryDirectory(prefix="finetwo-") as folder:
+    with Preparing(), tempfile.TemporaryDirectory(prefix="finetwo-") as folder:  # no signal leaves it behind
         made = prepared_data(_wanted(config, data, task, start), Path(folder, "tokens"), Path(folder, "made"), both)
         if made.validation is None:
             refuse_idle(config)
