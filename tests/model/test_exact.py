@@ -218,6 +218,36 @@ def test_a_copy_is_never_older_than_its_weight() -> None:
     assert low_loss() == second
 
 
+def test_a_copy_of_what_learned_and_was_frozen_then_is_made_anew() -> None:
+    network = network_of("full")
+    tokens, positions, targets = batch_of(network, 1)
+
+    def low_loss() -> float:
+        with torch.no_grad(), network.lowered():
+            return float(network.loss(tokens, positions, targets, Causal()))
+
+    low_loss()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)  # tells no version of its changes
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    network.requires_grad_(False)
+    kept = low_loss()
+    network.raised()
+    assert kept == low_loss()
+
+
+def test_an_inner_context_leaves_the_outer_one_in_force() -> None:
+    network = network_of("full")
+    tokens, positions, targets = batch_of(network, 1)
+    with torch.no_grad(), network.lowered():
+        first = network.loss(tokens, positions, targets, Causal())
+        with network.lowered():
+            pass
+        assert torch.equal(network.loss(tokens, positions, targets, Causal()), first)
+    assert network.head_read is network.head_weight
+
+
 def test_outside_its_context_nothing_is_lowered() -> None:
     network = network_of("lora")
     tokens, positions, targets = batch_of(network, 1)
