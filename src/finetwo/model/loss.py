@@ -7,6 +7,7 @@ never exist at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,16 +47,21 @@ def summed_loss(
 
 def token_losses(hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     """Return the loss of each kept target (N,) float32, without gradients; N is small enough by the caller's choice."""
-    chunk = _rows(weight)
-    parts = []
-    for i in range(0, hidden.shape[0], chunk):
-        logits = (hidden[i : i + chunk] @ weight.to(hidden.dtype).t()).float()
-        parts.append(cross_entropy(logits, targets[i : i + chunk], reduction="none"))
+    return losses_of(lambda x: x @ weight.to(x.dtype).t(), hidden, targets, weight.shape[0])
+
+
+def losses_of(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, size: int) -> Tensor:
+    """The same for a head that gives `size` logits a row by whatever way it has."""
+    chunk = _rows(size)
+    parts = [
+        cross_entropy(head(hidden[i : i + chunk]).float(), targets[i : i + chunk], reduction="none")
+        for i in range(0, hidden.shape[0], chunk)
+    ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _rows(weight: Tensor) -> int:
-    return max(16, _CHUNK_BYTES // (4 * weight.shape[0]))
+def _rows(size: int) -> int:
+    return max(16, _CHUNK_BYTES // (4 * size))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -81,8 +87,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for i in range(0, hidden.shape[0], _rows(weight)):
-            rows = slice(i, i + _rows(weight))
+        for i in range(0, hidden.shape[0], _rows(weight.shape[0])):
+            rows = slice(i, i + _rows(weight.shape[0]))
             x, weights = hidden[rows].to(w.dtype), None if row_weights is None else row_weights[rows]
             part, p = _chunk(x, w, targets[rows], weights, gradient=needs_hidden or needs_weight)
             total += part
