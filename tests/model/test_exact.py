@@ -108,9 +108,12 @@ def one_by_one(network: Network, rows: Rows) -> Tensor:
     return torch.stack([plain(network, t[None], y[None]) for t, y in rows]).sum()
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shared_beginnings_once_with_their_gradient(kind: str) -> None:
+def test_shared_beginnings_once_with_their_gradient(kind: str, recompute: bool) -> None:
+    """With the last block at learned places and the head in chunks; and all of it computed again in backward."""
     network = network_of(kind)
+    network.transformer.recompute = recompute
     classes = len(network.config.labels)
     rows = [(t, y % classes if classes else y) for t, y in family()]
     rows = [(t, y.masked_fill(torch.arange(len(y)) < len(y) - 1, -100) if classes else y) for t, y in rows]
