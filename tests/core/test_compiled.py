@@ -95,7 +95,21 @@ def test_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(Refused, match="failed: no message"):
         load(sources)
+    monkeypatch.setenv("CC", "cc '-m64")
+    with pytest.raises(Refused, match="CC=cc '-m64 cannot be read: No closing quotation"):
+        load(sources)
     assert not list(cache_folder().iterdir())
+
+
+def test_a_user_without_a_home_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("CC", sys.executable)  # any program; it is not reached
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(Refused, match="cannot be kept or loaded: Could not determine home"):
+        load(source(tmp_path, 1))
 
 
 @needs_compiler

@@ -107,6 +107,10 @@ def test_the_text_with_half_a_pair_is_named(tiny_tokenizer: Tokenizer) -> None:
     records = [[Segment("fine", True)], [Segment("ab\ud83d", True)]]
     with pytest.raises(InputError, match="half of a surrogate pair at character 2 "):
         list(encode_records(tiny_tokenizer, records, 8))
+    alike = "### A beginning that many texts share:\n"
+    records = [[Segment(f"{alike}{n}", True)] for n in range(9)] + [[Segment(f"{alike}ab\ud83d", True)]]
+    with pytest.raises(InputError, match=f"half of a surrogate pair at character {len(alike) + 2} "):
+        list(encode_records(tiny_tokenizer, records, 8))
 
 
 def test_records_are_taken_as_they_are_needed(tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,16 @@ def test_classes_that_do_not_follow(bench: Bench) -> None:
     assert "the loss is that of guessing" in found.cause and "guessing costs 0.69" in found.check
 
 
+def test_a_setting_that_holds_back_is_not_blamed_on_the_classes(bench: Bench) -> None:
+    rng = random.Random(6)
+    words = [rng.choice(KEYS[:2]) for _ in range(260)]
+    told = [{"text": f"the {word}", "label": word} for word in words]
+    split = {"split": "train:240,validation:20"}
+    settings = {"template": None, "batch_size": 8, "max_steps": 110, "schedule": "constant", "eval_every": "0"}
+    found = only(bench.go(told, clip=1e-12, rows=split, **settings), "flat loss")
+    assert "--clip 1e-12 cuts a gradient" in found.cause and found.fix == "--clip 1"
+
+
 def test_learned_to_the_last_word() -> None:
     losses = [3.0 * 0.9**i for i in range(80)]
     steps = [{"step": i + 1, "loss": loss, "lr": 5e-4, "epoch": i} for i, loss in enumerate(losses)]

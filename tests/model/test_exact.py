@@ -108,9 +108,12 @@ def one_by_one(network: Network, rows: Rows) -> Tensor:
     return torch.stack([plain(network, t[None], y[None]) for t, y in rows]).sum()
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shared_beginnings_once_with_their_gradient(kind: str) -> None:
+def test_shared_beginnings_once_with_their_gradient(kind: str, recompute: bool) -> None:
+    """With the last block at learned places and the head in chunks; and all of it computed again in backward."""
     network = network_of(kind)
+    network.transformer.recompute = recompute
     classes = len(network.config.labels)
     rows = [(t, y % classes if classes else y) for t, y in family()]
     rows = [(t, y.masked_fill(torch.arange(len(y)) < len(y) - 1, -100) if classes else y) for t, y in rows]
@@ -216,6 +219,36 @@ def test_a_copy_is_never_older_than_its_weight() -> None:
     with torch.no_grad():
         weight.copy_(weight.flip(0))
     assert low_loss() == second
+
+
+def test_a_copy_of_what_learned_and_was_frozen_then_is_made_anew() -> None:
+    network = network_of("full")
+    tokens, positions, targets = batch_of(network, 1)
+
+    def low_loss() -> float:
+        with torch.no_grad(), network.lowered():
+            return float(network.loss(tokens, positions, targets, Causal()))
+
+    low_loss()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)  # tells no version of its changes
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    network.requires_grad_(False)
+    kept = low_loss()
+    network.raised()
+    assert kept == low_loss()
+
+
+def test_an_inner_context_leaves_the_outer_one_in_force() -> None:
+    network = network_of("full")
+    tokens, positions, targets = batch_of(network, 1)
+    with torch.no_grad(), network.lowered():
+        first = network.loss(tokens, positions, targets, Causal())
+        with network.lowered():
+            pass
+        assert torch.equal(network.loss(tokens, positions, targets, Causal()), first)
+    assert network.head_read is network.head_weight
 
 
 def test_outside_its_context_nothing_is_lowered() -> None:

@@ -25,7 +25,7 @@ def sample(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tenso
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK_BYTES", 1)  # the smallest chunk: 16 rows
-    assert module._rows(torch.empty(VOCAB, WIDTH)) == 16
+    assert module._rows(VOCAB) == 16
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -191,6 +191,14 @@ def test_an_adapter_is_merged_and_classes_keep_their_head() -> None:
     assert not usable(classes) and classes(tokens).shape == (2, 6, 2)
 
 
+def test_copies_of_the_whole_weights_are_forgotten() -> None:
+    network = random_network(tiny_config())
+    with network.lowered():
+        pass
+    quantise(network, "int8")
+    assert network._lowered is None
+
+
 def test_refusals() -> None:
     with pytest.raises(InputError, match="must be int8 or int4"):
         check_kind("--quantize", "int3")

@@ -19,6 +19,7 @@ from finetwo.data.loader import InMemory
 from finetwo.data.sequences import IGNORE, Segment, Sequence
 from finetwo.insight.measure import MeasureOptions, measure
 from finetwo.model.network import Network
+from finetwo.model.quantised import quantise
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import Evaluation, byte_lengths, evaluate
 
@@ -48,6 +49,23 @@ def measured(
     found = evaluate(network, InMemory(sequences), size, byte_lengths=byte_lengths(tokenizer), **settings)
     assert found is not None
     return found
+
+
+def test_codes_are_measured_by_the_head_that_answers(sequences: list[Sequence], tiny_tokenizer: Tokenizer) -> None:
+    """Its inputs are rounded, too; and no table of whole numbers is made for it."""
+    settings = {"vocab_size": tiny_tokenizer.vocab_size, "n_positions": 64, "n_embd": 16, "n_head": 2}
+    codes = random_network(tiny_config(**settings))
+    quantise(codes, "int8")
+    found = measured(codes, sequences[1:2], tiny_tokenizer, 1)
+    embedding: Any = codes.transformer.wte
+    assert embedding._weight is None
+    ids = torch.tensor([sequences[1].tokens.tolist()])
+    targets = torch.tensor([*sequences[1].tokens[1:].tolist(), int(sequences[1].targets[-1])])
+    with torch.no_grad():
+        told = torch.nn.functional.cross_entropy(codes(ids)[0], targets)
+        other = torch.nn.functional.cross_entropy(codes.hidden(ids)[0] @ codes.head_weight.t(), targets)
+    assert found.loss_all == pytest.approx(float(told), abs=1e-6)
+    assert abs(float(told) - float(other)) > 1e-5
 
 
 def test_figures_are_those_of_their_definition(

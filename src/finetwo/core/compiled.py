@@ -38,7 +38,10 @@ def load(sources: Sequence[Path]) -> ctypes.CDLL:
     """
     if os.environ.get(SWITCH, "1").lower() in ("0", "no", "off", "false"):
         raise Refused(f"switched off by {SWITCH}={os.environ[SWITCH]}")
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError as error:  # a quotation mark too many
+        raise Refused(f"CC={os.environ['CC']} cannot be read: {error}") from None
     program = shutil.which(compiler[0])
     if program is None:
         raise Refused(f"no C compiler: {compiler[0]} was not found")
@@ -53,7 +56,7 @@ def load(sources: Sequence[Path]) -> ctypes.CDLL:
             temporary.write_text(_digest(path), encoding="ascii")
             temporary.replace(record)
         return ctypes.CDLL(str(path))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter: a user without a home folder
         raise Refused(f"the compiled code cannot be kept or loaded: {error}") from error
 
 

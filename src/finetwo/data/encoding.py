@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetwo.core.errors import InputError
 from finetwo.data.beginnings import shared_beginnings
 from finetwo.data.sequences import IGNORE, Fate, Int32, Segment, Sequence
 from finetwo.text.engines import GAP
@@ -77,7 +78,10 @@ def _flat(tokenizer: Tokenizer, texts: list[str]) -> _Flat:
     known = list(dict.fromkeys(heads))
     if known in ([""], []):
         return _ids(tokenizer, texts)
-    rests = _ids(tokenizer, [text[len(head) :] for text, head in zip(texts, heads, strict=True)])
+    try:
+        rests = _ids(tokenizer, [text[len(head) :] for text, head in zip(texts, heads, strict=True)])
+    except InputError:  # to be told by its place in the text, not in what is left of it
+        return _ids(tokenizer, texts)
     parts = [np.asarray(tokenizer.encode(head), dtype=np.uint32) for head in known]
     number = {head: i for i, head in enumerate(known)}
     which = np.fromiter((number[head] for head in heads), np.int64, len(heads))

@@ -41,7 +41,7 @@ def divergences(first: Network, second: Network, texts: Sequence[Written], vocab
         total = 0.0
         for i in range(0, len(text.answer), _ROWS):
             p, q = (
-                (h[i : i + _ROWS] @ n.head_weight[:vocab].t().to(h.dtype)).double().cpu().log_softmax(dim=-1)
+                n.logits(h[i : i + _ROWS])[:, :vocab].double().cpu().log_softmax(dim=-1)
                 for h, n in zip(both, (first, second), strict=True)
             )
             total += float((p.exp() * (p - q)).sum())
@@ -50,4 +50,4 @@ def divergences(first: Network, second: Network, texts: Sequence[Written], vocab
 
 
 def _hidden(network: Network, ids: Sequence[int]) -> torch.Tensor:
-    return network.hidden(torch.tensor([list(ids)], device=network.head_weight.device))[0]
+    return network.hidden(torch.tensor([list(ids)], device=next(network.parameters()).device))[0]

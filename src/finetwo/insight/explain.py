@@ -161,13 +161,13 @@ def flat_loss(case: Case) -> Finding | None:
     gain = curves.validation_gain
     if seen.peak_lr <= seen.usual / 10:
         return None  # too low, or still warming up
-    if (guessing := _guessing(case)) is not None:
+    held = _held_back(seen, median(curves.norms) if curves.norms else 0.0)
+    if held is None and (guessing := _guessing(case)) is not None:
         return guessing
     if len(curves.losses) < _ENOUGH or curves.late < 0.1 or abs(curves.training_gain) > max(0.02, curves.noise):
         return None
     shown = "" if gain is None else f", the validation loss by {gain:.2%}"
     check = f"in {len(curves.losses):,} steps the training loss fell by {curves.training_gain:.2%}{shown}"
-    held = _held_back(seen, median(curves.norms) if curves.norms else 0.0)
     if gain is not None and gain > (0.02 if held else 0.003):
         return None
     if held is not None:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from finetwo.model.attend import Causal
-from finetwo.model.loss import token_losses
 from finetwo.model.network import Network
 
 Floats = NDArray[np.float64]
@@ -58,7 +57,7 @@ def _losses(network: Network, passages: Sequence[Scored], batch_size: int) -> It
 
 
 def _batch(network: Network, passages: Sequence[Scored]) -> list[Floats]:
-    device = network.head_weight.device
+    device = next(network.parameters()).device
     length = max(len(t) for t, _ in passages)
     tokens = torch.zeros(len(passages), length, dtype=torch.int64)  # right padding is invisible to real tokens
     scored = torch.zeros(len(passages), length, dtype=torch.bool)
@@ -67,5 +66,5 @@ def _batch(network: Network, passages: Sequence[Scored]) -> list[Floats]:
         scored[i, first : len(passage)] = True
     tokens, keep = tokens.to(device), scored[:, 1:].to(device)
     hidden = network.hidden(tokens[:, :-1], None, Causal())
-    losses = token_losses(hidden[keep], tokens[:, 1:][keep], network.head_weight).cpu().double().numpy()
+    losses = network.token_losses(hidden[keep], tokens[:, 1:][keep]).cpu().double().numpy()
     return np.split(losses, np.cumsum([len(t) - first for t, first in passages])[:-1])

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from finetwo.model.attend import Causal
-from finetwo.model.loss import token_losses
 from finetwo.model.network import Network
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.evaluate import byte_lengths
@@ -143,7 +142,7 @@ def _score(network: Network, rows: list[tuple[Tokens, int]], lengths: ByteLength
     keep, targets = keep[:, 1:], tokens[:, 1:]
     positions = torch.arange(length - 1, device=device).expand(len(rows), -1)
     hidden = network.hidden(tokens[:, :-1], positions, Causal())
-    losses = token_losses(hidden[keep], targets[keep], network.head_weight)
+    losses = network.token_losses(hidden[keep], targets[keep])
     found.nats += float(losses.cpu().double().sum())
     found.tokens += losses.numel()
     found.text_bytes += int(lengths[targets[keep].cpu().numpy()].sum())

@@ -7,6 +7,7 @@ never exist at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,15 +46,21 @@ def summed_loss(
 
 def token_losses(hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     """Return the loss of each kept target (N,) float32, without gradients; N is small enough by the caller's choice."""
-    chunk = max(16, _rows(weight) // 4)  # every token has a loss here, a few have one in training: not to need more
-    parts = []
-    for i in range(0, hidden.shape[0], chunk):
-        parts.append(_losses(hidden[i : i + chunk], weight.to(hidden.dtype), targets[i : i + chunk])[0])
+    return losses_of(lambda x: x @ weight.to(x.dtype).t(), hidden, targets, weight.shape[0])
+
+
+def losses_of(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, size: int) -> Tensor:
+    """The same for a head that gives `size` logits a row by whatever way it has."""
+    chunk = max(16, _rows(size) // 4)  # every token has a loss here, a few have one in training: not to need more
+    parts = [
+        _losses(head(hidden[i : i + chunk]).float(), targets[i : i + chunk])[0]
+        for i in range(0, hidden.shape[0], chunk)
+    ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _rows(weight: Tensor) -> int:
-    return max(16, _CHUNK_BYTES // (4 * weight.shape[0]))
+def _rows(size: int) -> int:
+    return max(16, _CHUNK_BYTES // (4 * size))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -79,8 +86,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for i in range(0, hidden.shape[0], _rows(weight)):
-            rows = slice(i, i + _rows(weight))
+        for i in range(0, hidden.shape[0], _rows(weight.shape[0])):
+            rows = slice(i, i + _rows(weight.shape[0]))
             x, weights = hidden[rows].to(w.dtype), None if row_weights is None else row_weights[rows]
             part, p = _chunk(x, w, targets[rows], weights, gradient=needs_hidden or needs_weight)
             total += part
@@ -107,7 +114,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def _chunk(x: Tensor, w: Tensor, y: Tensor, weights: Tensor | None, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Return the loss of a chunk x (n, D), summed, and with `gradient` its gradient for the logits (n, V), float32."""
-    losses, p, mass = _losses(x, w, y)
+    losses, p, mass = _losses((x @ w.t()).float(), y)
     total = losses.sum() if weights is None else (losses * weights).sum()
     if not gradient:
         return total, None
@@ -116,9 +123,8 @@ def _chunk(x: Tensor, w: Tensor, y: Tensor, weights: Tensor | None, *, gradient:
     return total, p if weights is None else p.mul_(weights.unsqueeze(1))
 
 
-def _losses(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the losses (n,) of x (n, D), and their softmax as p (n, V) / mass (n, 1), all float32, in one block."""
-    logits = (x @ w.t()).float()
+def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses (n,) of `logits` (n, V), and their softmax as p (n, V) / mass (n, 1), in their place."""
     top = logits.amax(dim=1, keepdim=True)
     picked = logits[torch.arange(y.shape[0], device=y.device), y] - top.squeeze(1)
     p = logits.sub_(top).exp_()

@@ -29,7 +29,7 @@ class Copy:
 
     def __init__(self, parameter: Tensor, dtype: torch.dtype) -> None:
         self._parameter = parameter
-        self._state: tuple[int, int] | None = None
+        self._state: tuple[int, int, bool] | None = None
         self._low = torch.empty(0, dtype=dtype)
 
     def refresh(self) -> None:
@@ -40,7 +40,7 @@ class Copy:
     def __call__(self) -> Tensor:
         """Return the copy as it stands now."""
         p = self._parameter
-        state = (p._version, p.data_ptr())
+        state = (p._version, p.data_ptr(), p.requires_grad)  # one that was frozen may have learned just before
         if state != self._state:
             if self._low.shape != p.shape or self._low.device != p.device:
                 self._low = torch.empty_like(p, dtype=self._low.dtype, requires_grad=False)
@@ -60,10 +60,17 @@ class Lowered:
         self._slots = [(m, m.working_copies(dtype)) for m in network.modules() if isinstance(m, Lowerable)]
         self.head = None if head is None else Copy(head, dtype)
         self.dtype = dtype
-        self.active = False
+        self._depth = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether the network is in this context now."""
+        return self._depth > 0
 
     def __enter__(self) -> None:
-        self.active = True
+        self._depth += 1
+        if self._depth > 1:
+            return
         for module, copies in self._slots:
             module.lowered, module.copies = self.dtype, copies
             for copy in copies or ():
@@ -74,7 +81,9 @@ class Lowered:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.active = False
+        self._depth -= 1
+        if self._depth:
+            return
         for module, _ in self._slots:
             module.lowered, module.copies = None, None
 

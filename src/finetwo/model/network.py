@@ -21,7 +21,7 @@ from finetwo.model.config import GPT2Config, Pooling
 from finetwo.model.gpt2 import GPT2
 from finetwo.model.head import Score, mean_hidden
 from finetwo.model.lora import add_lora, freeze_all_but_lora, lora_config
-from finetwo.model.loss import kept, summed_loss
+from finetwo.model.loss import kept, losses_of, summed_loss, token_losses
 from finetwo.model.mixed import Lowered
 from finetwo.model.stored import stored_linears
 
@@ -138,6 +138,13 @@ class Network(nn.Module):
         low = None if seen is weight else seen
         chosen = targets.reshape(-1).index_select(0, keep)
         return summed_loss(read, chosen, weight, class_weights, low=low, scale=scale)
+
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each target (N,) float32 after hidden states (N, D), by the head of answers."""
+        if self.quantised is not None and self.score is None:
+            return losses_of(self.logits, hidden, targets, self.config.vocab_size)
+        seen = self.head_read
+        return token_losses(hidden.to(seen.dtype), targets, seen)
 
     def class_logits(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> Tensor:
         """Return a classifier's logits (K, C) float32, one row for each target that is not IGNORE, in order."""

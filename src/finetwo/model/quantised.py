@@ -253,3 +253,4 @@ def quantise(network: Network, kind: Kind) -> None:
         setattr(part, name, QuantisedLinear(Codes.of(linear.weight.t(), kind), linear.bias))
     network.quantised = kind
     network.requires_grad_(False)
+    network.raised()

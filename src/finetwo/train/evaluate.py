@@ -19,7 +19,6 @@ from finetwo.data.batch import Batch, layout
 from finetwo.data.loader import Sequences
 from finetwo.data.sequences import IGNORE, Sequence
 from finetwo.model.attend import Attend, Causal, Packed
-from finetwo.model.loss import token_losses
 from finetwo.model.network import Network
 from finetwo.tasks import classes
 from finetwo.text.tokenizer import Tokenizer
@@ -137,9 +136,7 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
             real = batch.targets.reshape(-1) != IGNORE
             hidden = network.hidden(tokens, positions, attend_for(batch, positions))
             keep = torch.from_numpy(real).to(device)
-            seen = network.head_read
-            kept = hidden.reshape(-1, hidden.shape[-1])[keep].to(seen.dtype)
-            losses = token_losses(kept, targets.reshape(-1)[keep], seen)
+            losses = network.token_losses(hidden.reshape(-1, hidden.shape[-1])[keep], targets.reshape(-1)[keep])
             array = losses.cpu().double().numpy()
             every += float(array.sum())
             learned += float(array[mask[real]].sum())

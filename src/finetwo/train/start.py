@@ -168,6 +168,7 @@ def quantise_base(config: TrainConfig, network: Network, say: Say) -> None:
     before, sha256 = weight_bytes(network), base_digest(network)
     count = store_blocks(network, config.quantize)
     network.stored = Stored(config.quantize, sha256)
+    network.raised()
     away = stored_linears(network).values()
     numbers = sum(m.in_features * m.out_features for m in away)
     each = 8 * sum(m.stored_bytes for m in away) / numbers

@@ -331,10 +331,10 @@ static void round_blocks(const float *x, int n, int kind, const Rounded *a, int 
         const float by = largest > 1e-30f ? 127.0f / largest : 0.0f;
         for (int i = 0; i < BLOCK; i++) {
             const float shifted = v[i] * by + 12582912.0f; /* to the nearest integer, as above */
-            int32_t code;
+            uint32_t code; /* unsigned: of a damaged number it may be anything */
             memcpy(&code, &shifted, 4);
-            codes[i] = (int8_t)(code -= 0x4B400000);
-            total += code;
+            codes[i] = (int8_t)(code - 0x4B400000u);
+            total += codes[i];
         }
         a->scales[(long)row * a->blocks + b] = largest / 127.0f + damage;
         a->offsets[(long)row * a->blocks + b] = -total * (kind == INT8 ? ZERO : 8);
