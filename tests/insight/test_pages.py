@@ -28,6 +28,8 @@ def test_a_corpus_is_walked_and_let_go(tmp_path: Path, monkeypatch: pytest.Monke
     info = CorpusInfo(1, "", "uint16", 1, len(tokens), 0, "", ["train"])
     chunks = Chunks(Corpus(tmp_path, info, np.memmap(path, dtype=np.uint16, mode="r")), 20_000)
     assert sum(int(chunks.get(i, 0).tokens.sum()) for i in range(len(chunks))) == int(tokens[:-1].sum())
+    assert resident(path) < 12_000_000, "chunks give pages back as they are read"
+    assert int(chunks.corpus.tokens.sum(dtype=np.int64)) == int(tokens.sum(dtype=np.int64))
     assert resident(path) > 22_000_000
     release(chunks)
     assert resident(path) < 3_000_000
