@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness import PARTIAL, Bench, Workload, options
 from running import OFFLINE, PEER, Side, emit, script_side
-from surroundings import ROOT
+from surroundings import ROOT, native_bf16
 from workloads import SHAPES, some, write_records
 
 MUST, AIM = 1 / 0.4, 1 / 0.3
@@ -79,7 +79,7 @@ def first_step(folder: Path, shape: str, smoke: bool) -> Workload:
     ours += ["--batch_size", "8", "--out", "OUT"]
     theirs = [str(PEER), "-c", TRL, "sft", "--model_name_or_path", str(model), "--dataset_name", str(folder / "data")]
     theirs += ["--max_steps", "3", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--report_to", "none"]
-    theirs += ["--output_dir", "OUT", "--use_cpu"]
+    theirs += ["--output_dir", "OUT", "--use_cpu", *([] if native_bf16() else ["--bf16", "False"])]
     sides = [script_side("finetwo", __file__, ["side", "step", *ours])]
     launcher = "its peak is that of the process it begins in"
     if not smoke:
@@ -122,6 +122,8 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     shapes = ["smaller"] if asked.smoke else asked.shapes.split(",")
     bench = Bench("start", asked, shapes=", ".join(shapes))
+    if not native_bf16():
+        bench.notes.append("TRL's default is bf16, which this processor would imitate; it is measured with bf16 off.")
     PARTIAL.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PARTIAL) as work:
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'benchmarks'}"}

@@ -80,3 +80,8 @@ def versions(python: Path | str = sys.executable) -> dict[str, str]:
     done = subprocess.run([str(python), "-c", code, *PACKAGES], capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def native_bf16() -> bool:
+    """Whether the processor has products in bfloat16, and need not imitate them."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(machine()["instructions"]))

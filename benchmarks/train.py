@@ -18,7 +18,7 @@ from typing import Any
 from comparing import Asked
 from harness import PARTIAL, Bench, Workload, options
 from running import ALLOCATOR, Side, script_side, there
-from surroundings import ROOT, machine
+from surroundings import ROOT, machine, native_bf16
 
 SCRIPT = Path(__file__).with_name("training_sides.py")
 WARM = 1
@@ -174,8 +174,7 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     if bool(asked.instruct) != bool(asked.tokenizer):
         parser.error("--instruct and --tokenizer belong together")
-    sets = machine()["instructions"]
-    native = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(sets))
+    native = native_bf16()
     peers = frozenset(peer for peer, module in MODULES.items() if there(module, here=asked.smoke))
     bf16, steps = native or asked.emulated or asked.smoke, 2 if asked.smoke else asked.rounds
     where = Where(bf16, bf16 and not native, asked.smoke, steps, asked.threads, peers, files_of(asked))

@@ -125,7 +125,8 @@ def ours(job: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(dir=shared) as out, suppress(Enough):
         model = Model(network_of(job), tokenizer_of(job))
         if job.get("compiled"):
-            model.network.transformer.compile(dynamic=True)  # for any length of row
+            for block in model.network.transformer.h:  # for any length of row; not the sparse gradient of an embedding
+                block.compile(dynamic=True)
         train(config_of(job, f"{out}/run"), rows_of(job), model=model, listeners=[Watch()])
     steps.tell()
 
