@@ -158,7 +158,9 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[str]:
             axis.plot(xs, ys, marker="o", label=label)
         if len({x for points in curve["lines"].values() for x, _ in points}) > 2:
             axis.set_xscale("log", base=2)
-        axis.set(title=curve["name"], xlabel=curve["x"], ylabel=curve["y"], ylim=(0, None))
+        axis.set(title=curve["name"], xlabel=curve["x"], ylabel=curve["y"])
+        axis.margins(y=0.08)
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         if len(curve["lines"]) > 1:
             axis.legend(fontsize=8)
