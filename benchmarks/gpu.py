@@ -34,20 +34,22 @@ def training(shape: str, kind: str, lora: bool, smoke: bool) -> Workload:
         "rank": 8 if lora else 0,
         "device": "cuda",
         "precision": "bf16",
-        "warm": 5,
-        "steps": 20,
+        "warm": 10,
+        "steps": 30,
+        "block": 5,
     }
     dense = {"batch": 16 if shape == "gpt2" else 8, "length": 1024}
     job |= dense if kind == "dense" else {"batch": 128, "length": 512}
     if smoke:
-        job |= {"device": "cpu", "precision": "float32", "warm": 1, "steps": 2, "batch": 2, "length": 64}
+        job |= {"device": "cpu", "precision": "float32", "warm": 1, "steps": 2, "batch": 2, "length": 64, "block": 1}
         if kind == "short":
             job |= {"length": 128}
     peer = "peft + trainer" if lora else "trainer"
     sides = [side("finetwo", "finetwo", job), side(peer, "trainer", job)]
     asked = (3.0, 6.0) if lora and kind == "short" else (None, None)
     name = f"{shape} {'LoRA' if lora else 'full'} {kind}"
-    return Workload(name, "tokens/s", sides, [("finetwo", peer, *asked)], group="training", settings=job)
+    pairs = [("finetwo", peer, *asked)]
+    return Workload(name, "tokens/s", sides, pairs, group="training", settings=job, in_turn=True)
 
 
 def decoding(shape: str, batch: int, smoke: bool) -> Workload:
@@ -57,7 +59,8 @@ def decoding(shape: str, batch: int, smoke: bool) -> Workload:
         job |= {"device": "cpu", "precision": "float32", "prompt": 8, "new": 6, "repeat": 1}
     sides = [side("finetwo", "finetwo decoding", job), side("transformers", "peer decoding", job)]
     name = f"{shape} decode, batch {batch}"
-    return Workload(name, "tokens/s", sides, [("finetwo", "transformers", None, None)], group="decoding", settings=job)
+    pairs = [("finetwo", "transformers", None, None)]
+    return Workload(name, "tokens/s", sides, pairs, group="decoding", settings=job, in_turn=True)
 
 
 def workloads(smoke: bool) -> list[Workload]:

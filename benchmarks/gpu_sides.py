@@ -16,13 +16,18 @@ from typing import Any
 
 import torch
 from limits import matrix_rate
-from running import emit
+from running import emit, turn
 from training_data import hub_model, network_of, tokenizer_of
-from training_sides import settle
 from workloads import SHAPES
 
 BOUNDS = {"float32": 2e-4, "bf16": 0.05}
 """The largest difference of logits, losses and gradients that passes, as a share of the largest value."""
+
+
+def settle(device: str) -> None:
+    """Wait until the device has nothing left to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -56,6 +61,7 @@ def finetwo_decoding(job: dict[str, Any]) -> None:
         return tokens / max(time.perf_counter() - started, 1e-9)
 
     rate()
+    turn()
     emit({"value": statistics.median(rate() for _ in range(job["repeat"])), "precision": job["precision"]})
 
 
@@ -75,6 +81,7 @@ def peer_decoding(job: dict[str, Any]) -> None:
         return time.perf_counter() - started
 
     seconds(2)
+    turn()
     rates = []
     for _ in range(job["repeat"]):
         first, whole = seconds(1), seconds(job["new"])

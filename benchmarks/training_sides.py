@@ -40,10 +40,9 @@ class Enough(BaseException):
     """Ends a run of ours after its last timed step, before anything is written."""
 
 
-def settle(device: str) -> None:
-    """Wait until the device has nothing left to do."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+def block_of(job: dict[str, Any]) -> int:
+    """How many steps are told of at once."""
+    return int(job.get("block", 1))
 
 
 def flops_per_token(shape: dict[str, int], length: int) -> float:
@@ -54,20 +53,33 @@ def flops_per_token(shape: dict[str, int], length: int) -> float:
 
 
 class Steps:
-    """Counts and times the steps of a side."""
+    """Counts and times the steps of a side.
+
+    On a CPU each step waits for its turn. On a GPU the steps after those that warm up are one turn, and are told of in
+    blocks: to wait for each would keep a GPU from what it does meanwhile.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job, self.losses = job, list[float]()
         self.tokens, self.wall, self.cpu = list[int](), list[float](), list[float]()
+        self.block = block_of(job)
+        self._open: list[tuple[int, float]] = []
 
     def ready(self) -> None:
         """All is there for the next step: wait for its turn."""
-        turn()
+        if self.block == 1 or len(self.wall) * self.block == self.job["warm"]:
+            turn()
         self.began = time.perf_counter(), time.process_time()
 
     def made(self, tokens: int, loss: float) -> None:
-        """A step has ended; the first steps warm up, and after the last there is no turn to wait for."""
-        settle(self.job["device"])
+        """A step has ended."""
+        self._open.append((tokens, loss))
+        if len(self._open) == self.block:
+            self.made_block(sum(n for n, _ in self._open), statistics.mean(x for _, x in self._open))
+            self._open.clear()
+
+    def made_block(self, tokens: int, loss: float) -> None:
+        """A block has ended; the first warm up, and after the last there is no turn to wait for."""
         self.wall.append(time.perf_counter() - self.began[0])
         self.cpu.append(time.process_time() - self.began[1])
         self.tokens.append(tokens)
@@ -78,16 +90,19 @@ class Steps:
     @property
     def enough(self) -> bool:
         """Whether this was the last step."""
-        return len(self.wall) == steps_of(self.job)
+        return len(self.wall) * self.block == steps_of(self.job)
 
     def tell(self) -> None:
-        """Hand over what was found: tokens a second, of the median step and where turns were taken of each."""
-        first, device = self.job["warm"], self.job["device"]
+        """Hand over what was found: tokens a second, of the median step and where turns were taken of each.
+
+        The first block of a GPU's turn is not counted: a step of it may have been under way before.
+        """
+        first, device = self.job["warm"] // self.block + (self.block > 1), self.job["device"]
         rates = [n / t for n, t in zip(self.tokens[first:], self.wall[first:], strict=True)]
         calm = [n / max(t, 1e-9) for n, t in zip(self.tokens[first:], self.cpu[first:], strict=True)]
         found: dict[str, Any] = {
             "value": statistics.median(rates), "per_cpu_second": statistics.median(calm), "losses": self.losses,
-            "steps": len(rates), "tokens": sum(self.tokens),
+            "steps": len(rates) * self.block, "tokens": sum(self.tokens),
             "first_step_s": round(self.wall[0], 2), "precision": self.job["precision"],
         }  # fmt: skip
         if in_turn():
@@ -167,7 +182,8 @@ def watching(steps: Steps, counts: list[int]) -> Any:
 
         def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
             if "loss" in logs:
-                steps.made(counts[len(steps.losses)], float(logs["loss"]))
+                first, block = len(steps.losses) * steps.block, steps.block
+                steps.made_block(sum(counts[first : first + block]), float(logs["loss"]))
 
     return Watch()
 
@@ -176,7 +192,7 @@ def arguments_of(job: dict[str, Any], out: str) -> dict[str, Any]:
     """What Trainer and TRL are told alike; everything else is their default."""
     return {
         "output_dir": out, "per_device_train_batch_size": job["batch"], "max_steps": steps_of(job),
-        "learning_rate": 1e-4, "lr_scheduler_type": "constant", "weight_decay": DECAY, "logging_steps": 1,
+        "learning_rate": 1e-4, "lr_scheduler_type": "constant", "weight_decay": DECAY, "logging_steps": block_of(job),
         "train_sampling_strategy": "sequential", "use_cpu": job["device"] == "cpu", "save_strategy": "no",
         "report_to": [], "disable_tqdm": True, "bf16": job["precision"] == "bf16",
     }  # fmt: skip

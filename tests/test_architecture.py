@@ -55,6 +55,7 @@ PACKAGES = {
     "tensorboard": ["train.tensorboard"],
     "wandb": ["train.wandb"],
     "sklearn": ["app.classifier"],
+    "triton": ["model.triton_kernels"],
 }
 """Which modules may import a third-party package; one that is not listed may be imported nowhere."""
 

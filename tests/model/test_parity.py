@@ -115,7 +115,10 @@ def test_every_activation_of_a_trained_nano_gpt(nano: tuple[Network, dict[str, T
     got: dict[str, Tensor] = {"tok_emb": trunk.wte(tokens), "pos_emb": trunk.wpe(positions[:1])}
 
     def keep(name: str, module: torch.nn.Module, inputs: bool = False) -> None:
-        module.register_forward_hook(lambda _, i, o: got.__setitem__(name, i[0] if inputs else o))
+        def hear(_: Any, given: Any, out: Any) -> None:  # a block leaves its last sum to whoever comes next
+            got[name] = given[0] if inputs else out if isinstance(out, Tensor) else out[0] + out[1]
+
+        module.register_forward_hook(hear)
 
     first: Any = trunk.h[0]
     keep("x", first.ln_1, inputs=True)

@@ -93,7 +93,7 @@ def test_clipping_inside_the_update_is_clipping_before_it(kind: Any, limit: floa
     for seed in (1, 2, 3):
         for net in (ours, theirs):
             set_gradients(net, seed)
-        norm = gradient_norm(ours.parameters())
+        norm = float(gradient_norm(ours.parameters()))
         wanted = float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit or float("inf")))
         assert norm == pytest.approx(wanted, rel=1e-6) and norm > 10
         first.step(1.0, shrinking(norm, limit))

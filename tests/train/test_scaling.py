@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.train.support import At, gap, quick, records, step_losses, weights
+from torch import Tensor
 
 from finetwo.core.errors import NumericError, Stopped
 from finetwo.store.checkpoint import list_checkpoints, open_checkpoint
@@ -42,7 +43,7 @@ def test_a_scale_that_overflows_is_halved_and_no_record_is_passed_over(
 ) -> None:
     seen: list[tuple[int, float]] = []
 
-    def watched(network: Any, batches: Any, precision: str, mass: float, class_weights: Any, scale: float) -> float:
+    def watched(network: Any, batches: Any, precision: str, mass: float, class_weights: Any, scale: float) -> Tensor:
         seen.append((sum(b.real for b in batches), scale))
         return backward(network, batches, precision, mass, class_weights, scale)
 
@@ -86,9 +87,9 @@ def test_a_loss_that_is_no_number_is_not_the_scales_fault(
 ) -> None:
     tries: list[float] = []
 
-    def broken(network: Any, batches: Any, precision: str, mass: float, class_weights: Any, scale: float) -> float:
+    def broken(network: Any, batches: Any, precision: str, mass: float, class_weights: Any, scale: float) -> Tensor:
         tries.append(scale)
-        return float("nan")
+        return torch.tensor(float("nan"))
 
     monkeypatch.setattr(loop, "backward", broken)
     with pytest.raises(NumericError, match="weights were not changed"):

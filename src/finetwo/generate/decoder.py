@@ -10,13 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from finetwo.generate.replay import Replay
 from finetwo.model.cached import BLOCK, Decode, Fill, KVCache, round_up
 from finetwo.model.fused import Fused
 from finetwo.model.network import Network
 
 ROWS = 8
 """Decoding computes a multiple of this many rows: a float32 product of 1 row rounds differently from one of 8."""
+
+
+_SPAN = 256
+"""Positions that a recorded step looks at come in such numbers."""
+_TILE = 64
+"""Rows of the head on a GPU likewise, for its matrix units."""
+
+
+def _padded(weight: Tensor, multiple: int) -> Tensor:
+    """`weight` (V, D), with rows of 0 behind it where V is no multiple."""
+    return pad(weight, (0, 0, 0, -weight.shape[0] % multiple)) if weight.shape[0] % multiple else weight
 
 
 class Decoder:
@@ -28,7 +41,7 @@ class Decoder:
 
     def __init__(self, network: Network, vocab: int, slots: int, capacity: int) -> None:
         """`vocab`: ids from here on are never produced; `slots`: rounded up to a multiple of 8; `capacity`: tokens."""
-        weight = network.head_weight
+        weight = network.head_weight.detach()
         self._network, self._vocab = network, vocab
         self.device = weight.device
         self.slots = round_up(slots, ROWS)
@@ -36,6 +49,9 @@ class Decoder:
         self._lengths, self._tokens = [0] * self.slots, [0] * self.slots
         self._owners: list[int | None] = [None] * self.slots
         self._after_prompt: Tensor = weight.new_empty(0)
+        gpu = weight.device.type == "cuda"
+        self._head = _padded(weight[:vocab], _TILE) if gpu and weight.dtype != torch.float32 else weight[:vocab]
+        self._replay = Replay(self._compute, self.slots, weight.device) if gpu else None
         promised = weight.device.type == "cpu" and weight.dtype == torch.float32
         self._together = self.slots == ROWS or not promised or rows_agree(network, self.slots)
 
@@ -66,6 +82,8 @@ class Decoder:
         """
         for slot, token in tokens.items():
             self._tokens[slot] = token
+        if self._replay is not None:
+            return self._replayed(self._replay, list(tokens))
         ids = torch.tensor(self._tokens, device=self.device)
         positions = torch.tensor(self._lengths, device=self.device)
         span = round_up(max(self._lengths[slot] for slot in tokens) + 1, BLOCK)
@@ -81,11 +99,25 @@ class Decoder:
             self._lengths[slot] += 1
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def _replayed(self, replay: Replay, live: list[int]) -> Tensor:
+        """The step on a GPU, of which few shapes are recorded: rows and positions are taken in coarse numbers."""
+        rows = min(self.slots, max(ROWS, 1 << live[-1].bit_length()))
+        span = min(self._cache.capacity, round_up(max(self._lengths[slot] for slot in live) + 1, _SPAN))
+        logits = replay(self._tokens, self._lengths, rows, span)
+        for slot in live:
+            self._lengths[slot] += 1
+        return logits if len(live) == rows else logits[live]
+
+    def _compute(self, ids: Tensor, places: Tensor, rows: int, span: int) -> Tensor:
+        """One token in each of the first `rows` slots."""
+        attend = Decode(self._cache, 0, places, span)
+        return self._logits(self._network.transformer(ids[:, None], places[:, None], attend)[:, 0])
+
     def _logits(self, hidden: Tensor) -> Tensor:
         """(rows, D) -> (rows, V) float32."""
         if self._network.quantised is not None:
             return self._network.logits(hidden)[:, : self._vocab].float()
-        return (hidden @ self._network.head_weight[: self._vocab].t()).float()
+        return (hidden @ self._head.t())[:, : self._vocab].float()
 
     def _groups(self, live: list[int]) -> Iterator[tuple[int, int]]:
         """The (first slot, number of slots) to compute so that all of `live` are."""

@@ -122,10 +122,9 @@ class Sampler:
         """
         logits = logits.to(self._device)
         settings = [self._settings[s] for s in slots]
-        rows = torch.tensor(slots, device=self._device)
         penalty = [s.repetition_penalty for s in settings]
         if self._seen is not None and any(p != 1.0 for p in penalty):
-            logits = penalise(logits, self._seen[rows], torch.tensor(penalty, device=self._device))
+            logits = penalise(logits, self._seen[list(slots)], torch.tensor(penalty, device=self._device))
         top, tokens = logits.max(dim=-1)
         if not bool(torch.isfinite(top).all()):
             fix = "the weights are damaged or training diverged; try another checkpoint"
@@ -137,7 +136,7 @@ class Sampler:
             at = torch.tensor(numbers, dtype=torch.float64, device=self._device)
             tokens[hot] = draw(warp(chosen, [settings[i] for i in hot]), at)
         if self._seen is not None:
-            self._seen[rows, tokens] = True
+            self._seen[list(slots), tokens] = True
         for slot in slots:
             self._steps[slot] += 1
         result: list[int] = tokens.tolist()

@@ -221,7 +221,7 @@ def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: 
     device = next(network.parameters()).device
     count = max(1, sum(b.learned for b in batches))
     backward(network, batches, config.precision, count)
-    optimizer.step(0.0, shrinking(gradient_norm(trainable(network).values()), config.clip))
+    optimizer.step(0.0, shrinking(float(gradient_norm(trainable(network).values())), config.clip))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -232,5 +232,5 @@ def _update_seconds(optimizer: Optimizer, network: Network) -> float:
     for p in parameters:
         p.grad = torch.zeros_like(p)
     started = time.perf_counter()
-    optimizer.step(0.0, shrinking(gradient_norm(parameters), 1.0))
+    optimizer.step(0.0, shrinking(float(gradient_norm(parameters)), 1.0))
     return time.perf_counter() - started

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from finetwo.model.attend import Attend
 from finetwo.model.config import GPT2Config
 from finetwo.model.linear import Linear
+from finetwo.model.norm import Norm
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -76,19 +77,24 @@ class Block(nn.Module):
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.post_norm = config.post_norm
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = Norm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = Norm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend, drop: float, rows: Tensor | None = None) -> Tensor:
-        """Return the block's output (B, T, D); with `rows` (K,) only theirs, (K, D): all are seen, few go on."""
+    def forward(
+        self, x: Tensor, delta: Tensor | None, attend: Attend, drop: float, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream x (B, T, D) and what is still to be added to it, given both.
+
+        So the next norm can add in its own pass. With `rows` (K,) only theirs, (K, D): all are seen, few go on.
+        """
         if self.post_norm:
             x = self.ln_1(pick(x, rows) + dropout(self.attn(x, attend, drop, rows), drop))
-            y: Tensor = self.ln_2(x + dropout(self.mlp(x), drop))
-            return y
-        x = pick(x, rows) + dropout(self.attn(self.ln_1(x), attend, drop, rows), drop)
-        return x + dropout(self.mlp(self.ln_2(x)), drop)
+            return self.ln_2(x + dropout(self.mlp(x), drop)), None
+        x, normed = self.ln_1.after(x, delta)
+        x, normed = self.ln_2.after(pick(x, rows), dropout(self.attn(normed, attend, drop, rows), drop))
+        return x, dropout(self.mlp(normed), drop)
 
 
 class GPT2(nn.Module):
@@ -100,7 +106,7 @@ class GPT2(nn.Module):
         self.wte = _embedding(config.vocab_size, config.n_embd)
         self.wpe = _embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_f = Norm(config.n_embd, eps=config.layer_norm_epsilon)
         self.dropout = 0.0
         """Probability on embeddings, attention and residuals; in force only while `training`."""
         self.recompute = False
@@ -118,13 +124,13 @@ class GPT2(nn.Module):
         drop = self.dropout if self.training else 0.0
         few = tied and tokens.device.type == "cpu"
         words = embedding(tokens, self.wte.weight, sparse=True) if few else self.wte(tokens)
-        x = dropout(words + self.wpe(positions), drop)
-        last = len(self.h) - 1
+        x, delta = dropout(words + self.wpe(positions), drop), None
+        last, recompute = len(self.h) - 1, self.recompute and self.training
         for i, block in enumerate(self.h):
-            given = (x, attend, drop, rows if i == last else None)
-            x = checkpoint(block, *given, use_reentrant=False) if self.recompute and self.training else block(*given)
+            given = (x, delta, attend, drop, rows if i == last else None)
+            x, delta = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
         # Post-norm blocks end normalised; the last norm then has nothing left to do but is kept for the file layout.
-        y: Tensor = self.ln_f(x)
+        y: Tensor = self.ln_f(x if delta is None else x + delta)
         return y
 
     @torch.no_grad()

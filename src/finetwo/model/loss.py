@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from finetwo.model.mixed import summed_product
+from finetwo.model.passes import kernels
 
 IGNORE = -100
 """A target that means: nothing to learn here."""
 _CHUNK_BYTES = 64 * 1024 * 1024
+_GPU_CHUNK_BYTES = 2 * 1024 * 1024 * 1024
+"""A GPU is idle in small products, and its memory is there for that."""
 
 
 def kept(targets: Tensor) -> Tensor:
@@ -35,7 +41,7 @@ def summed_loss(
     """Return `scale` times the (weighted) sum of the losses, a float32 scalar.
 
     features (K, D) at the kept positions; targets (K,) int64; weight (V, D), the head's matrix; class_weights (V,);
-    low (V, D), a copy of the weight from which the products are made in its precision.
+    low (V or more, D), a copy of the weight from which the products are made in its precision; further rows are 0.
     """
     if features.shape[0] == 0:
         return features.sum().float() + 0.0 * weight.sum()
@@ -59,8 +65,10 @@ def losses_of(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor,
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _rows(size: int) -> int:
-    return max(16, _CHUNK_BYTES // (4 * size))
+def _rows(size: int, device: torch.device | None = None) -> int:
+    """How many rows of `size` logits are held at a time."""
+    most = _GPU_CHUNK_BYTES if device is not None and device.type == "cuda" else _CHUNK_BYTES
+    return max(16, most // (4 * size))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -80,24 +88,30 @@ class LinearCrossEntropy(torch.autograd.Function):
         low: Tensor | None = None,
         scale: float = 1.0,
     ) -> Tensor:
-        """Return `scale` times the sum, float32; hidden (N, D), weight and low (V, D), targets and row_weights (N,)."""
+        """Return `scale` times the sum, float32.
+
+        hidden (N, D), weight (V, D), low (V or more, D), targets and row_weights (N,).
+        """
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         w = weight.to(hidden.dtype) if low is None else low
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
-        for i in range(0, hidden.shape[0], _rows(weight.shape[0])):
-            rows = slice(i, i + _rows(weight.shape[0]))
+        size = _rows(weight.shape[0], hidden.device)
+        for i in range(0, hidden.shape[0], size):
+            rows = slice(i, i + size)
             x, weights = hidden[rows].to(w.dtype), None if row_weights is None else row_weights[rows]
-            part, p = _chunk(x, w, targets[rows], weights, gradient=needs_hidden or needs_weight)
+            chunk = (x, w, targets[rows], weights, weight.shape[0], scale)
+            part, g = _chunk(*chunk, gradient=needs_hidden or needs_weight)
             total += part
-            if p is None:
+            if g is None:
                 continue
-            g = p.mul_(scale).to(w.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = g @ w
             if needs_weight:
                 grad_weight = _accumulate(grad_weight, g.t(), x)
+        if grad_weight is not None:
+            grad_weight = grad_weight[: weight.shape[0]]
         ctx.gradients, ctx.weight_dtype = (grad_hidden, grad_weight), weight.dtype
         return total * scale
 
@@ -112,15 +126,26 @@ class LinearCrossEntropy(torch.autograd.Function):
         return hidden, None if weight is None else weight.to(ctx.weight_dtype), None, None, None, None
 
 
-def _chunk(x: Tensor, w: Tensor, y: Tensor, weights: Tensor | None, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the loss of a chunk x (n, D), summed, and with `gradient` its gradient for the logits (n, V), float32."""
-    losses, p, mass = _losses((x @ w.t()).float(), y)
+def _chunk(
+    x: Tensor, w: Tensor, y: Tensor, weights: Tensor | None, classes: int, scale: float, *, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of a chunk x (n, D), summed, and with `gradient` its gradient for the logits, times `scale`.
+
+    That is (n, rows of w), in the precision of w.
+    """
+    logits = x @ w.t()
+    fused = kernels(x.device)
+    if fused is not None and logits.dtype != torch.float32:
+        each: Tensor = fused.cross_entropy_(logits, y, classes, weights, scale, gradient=gradient)
+        return each.sum(), logits if gradient else None
+    losses, p, mass = _losses(logits[:, :classes].float(), y)
     total = losses.sum() if weights is None else (losses * weights).sum()
     if not gradient:
         return total, None
     p.div_(mass)
     p[torch.arange(y.shape[0], device=y.device), y] -= 1.0
-    return total, p if weights is None else p.mul_(weights.unsqueeze(1))
+    g = (p if weights is None else p.mul_(weights.unsqueeze(1))).mul_(scale).to(w.dtype)
+    return total, g if classes == w.shape[0] else pad(g, (0, w.shape[0] - classes))
 
 
 def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,5 +160,5 @@ def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """Return total + a @ b in float32, without a pass of its own where the precision allows it."""
     if total is None:
-        return (a @ b).float()
-    return total.addmm_(a, b) if a.dtype == torch.float32 else total.add_(a @ b)
+        return summed_product(a, b, torch.float32)
+    return total.addmm_(a, b) if a.dtype == torch.float32 else total.add_(summed_product(a, b, torch.float32))

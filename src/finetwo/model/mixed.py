@@ -7,11 +7,15 @@ one invariant: a working copy is never older than its parameter.
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+_TILE = 64
+"""Rows of a head's copy come in such numbers on a GPU, whose matrix units want it: GPT-2's 50,257 become 50,304."""
 
 
 def only_imitates_bf16(device: torch.device) -> bool:
@@ -21,14 +25,24 @@ def only_imitates_bf16(device: torch.device) -> bool:
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
+def summed_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """`a @ b` in `dtype`; a GPU's products sum in float32 and can write that as it is."""
+    if a.dtype == dtype:
+        return a @ b
+    if a.device.type == "cuda" and dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
 class Copy:
     """A parameter in 16 bits, kept until the parameter may have changed.
 
     Its version tells of every change but the fused optimizers', so whoever learns must be told of by `refresh`.
     """
 
-    def __init__(self, parameter: Tensor, dtype: torch.dtype) -> None:
-        self._parameter = parameter
+    def __init__(self, parameter: Tensor, dtype: torch.dtype, multiple: int = 1) -> None:
+        """`multiple`: the copy has so many rows or a multiple of that, the further ones 0."""
+        self._parameter, self._multiple = parameter, multiple
         self._state: tuple[int, int, bool] | None = None
         self._low = torch.empty(0, dtype=dtype)
 
@@ -42,11 +56,28 @@ class Copy:
         p = self._parameter
         state = (p._version, p.data_ptr(), p.requires_grad)  # one that was frozen may have learned just before
         if state != self._state:
-            if self._low.shape != p.shape or self._low.device != p.device:
-                self._low = torch.empty_like(p, dtype=self._low.dtype, requires_grad=False)
-            self._low.copy_(p.detach())
+            self._room().copy_(p.detach())
             self._state = state
         return self._low
+
+    def _room(self) -> Tensor:
+        """Where the parameter is to be copied to."""
+        p, rows = self._parameter, -(-self._parameter.shape[0] // self._multiple) * self._multiple
+        if self._low.shape != (rows, *p.shape[1:]) or self._low.device != p.device:
+            self._low = torch.zeros((rows, *p.shape[1:]), dtype=self._low.dtype, device=p.device)
+        return self._low[: p.shape[0]]
+
+    @staticmethod
+    def write(copies: Iterable[Copy]) -> None:
+        """Refresh copies at once, where a GPU would otherwise wait for one call after the other."""
+        stale = [c for c in copies if c._state is None]
+        if not stale:
+            return
+        with torch.no_grad():
+            torch._foreach_copy_([c._room() for c in stale], [c._parameter.detach() for c in stale])
+        for copy in stale:
+            p = copy._parameter
+            copy._state = (p._version, p.data_ptr(), p.requires_grad)
 
 
 class Lowered:
@@ -58,9 +89,11 @@ class Lowered:
     def __init__(self, network: nn.Module, head: Tensor | None, dtype: torch.dtype) -> None:
         """`head`: the head's matrix, if its products are large enough to be worth it."""
         self._slots = [(m, m.working_copies(dtype)) for m in network.modules() if isinstance(m, Lowerable)]
-        self.head = None if head is None else Copy(head, dtype)
+        gpu = head is not None and head.device.type == "cuda"
+        self.head = None if head is None else Copy(head, dtype, _TILE if gpu else 1)
         self.dtype = dtype
         self._depth = 0
+        self._gpu = next(network.parameters()).device.type == "cuda"
 
     @property
     def active(self) -> bool:
@@ -77,6 +110,9 @@ class Lowered:
                 copy.refresh()
         if self.head is not None:
             self.head.refresh()
+        if self._gpu:
+            every = [copy for _, copies in self._slots for copy in copies or ()]
+            Copy.write([*every, *([] if self.head is None else [self.head])])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -120,7 +156,7 @@ class LowProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         return (
             g @ weight.t() if ctx.needs_input_grad[0] else None,
-            (x.t() @ g).to(ctx.dtype) if ctx.needs_input_grad[1] else None,
+            summed_product(x.t(), g, ctx.dtype) if ctx.needs_input_grad[1] else None,
             g.sum(0, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None,
             None,
         )

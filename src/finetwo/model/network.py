@@ -72,8 +72,13 @@ class Network(nn.Module):
     @property
     def head_read(self) -> Tensor:
         """The head's matrix as products read it: inside `lowered()` the language head's copy in 16 bits."""
-        low = self._lowered.head() if self._lowered and self._lowered.active and self._lowered.head else None
-        return self.head_weight if low is None else low
+        low = self._low_head
+        return self.head_weight if low is None else low[: self.head_weight.shape[0]]
+
+    @property
+    def _low_head(self) -> Tensor | None:
+        """The copy in force, which may have further rows of 0."""
+        return self._lowered.head() if self._lowered and self._lowered.active and self._lowered.head else None
 
     def lowered(self, dtype: torch.dtype = torch.bfloat16) -> Lowered:
         """The context of mixed precision: inside, products are made in `dtype`, from copies kept until `raised()`."""
@@ -125,19 +130,18 @@ class Network(nn.Module):
         attend: Attend,
         class_weights: Tensor | None = None,
         scale: float = 1.0,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Return `scale` times the summed loss of a batch, float32.
 
-        tokens, positions and targets (B, T), class_weights (C,).
+        tokens, positions and targets (B, T), class_weights (C,); keep (K,) what `kept(targets)` gives, if it is known.
         """
-        keep = kept(targets)
+        keep = kept(targets) if keep is None else keep
         read = self._read(tokens, positions, attend, keep)
         if self.training and self.head_dropout:
             read = dropout(read, self.head_dropout)
-        weight, seen = self.head_weight, self.head_read
-        low = None if seen is weight else seen
         chosen = targets.reshape(-1).index_select(0, keep)
-        return summed_loss(read, chosen, weight, class_weights, low=low, scale=scale)
+        return summed_loss(read, chosen, self.head_weight, class_weights, low=self._low_head, scale=scale)
 
     def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target (N,) float32 after hidden states (N, D), by the head of answers."""
@@ -146,9 +150,14 @@ class Network(nn.Module):
         seen = self.head_read
         return token_losses(hidden.to(seen.dtype), targets, seen)
 
-    def class_logits(self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend) -> Tensor:
-        """Return a classifier's logits (K, C) float32, one row for each target that is not IGNORE, in order."""
-        read = self._read(tokens, positions, attend, kept(targets))
+    def class_logits(
+        self, tokens: Tensor, positions: Tensor, targets: Tensor, attend: Attend, keep: Tensor | None = None
+    ) -> Tensor:
+        """Return a classifier's logits (K, C) float32, one row for each target that is not IGNORE, in order.
+
+        keep (K,): what `kept(targets)` gives, if it is known.
+        """
+        read = self._read(tokens, positions, attend, kept(targets) if keep is None else keep)
         return (read @ self.head_weight.t().to(read.dtype)).float()
 
     def _read(self, tokens: Tensor, positions: Tensor, attend: Attend, keep: Tensor) -> Tensor:

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What a GPU found of a step's gradients and nobody has waited for."""
+
+    divisor: Tensor | None
+    """What they are to be divided by, a float32 scalar on the device; None: 1."""
+    skip: Tensor
+    """1.0 where the weights are to stay as they are, else 0.0; likewise."""
 
 
 class AdamW:
@@ -24,7 +35,7 @@ class AdamW:
         self.param_groups = [{"lr": lr, "betas": betas, "eps": eps, **group} for group in groups]
         self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
-    def step(self, shrink: float = 1.0) -> None:
+    def step(self, shrink: float | Unseen = 1.0) -> None:
         """Update every parameter that has a gradient, by `shrink` times that gradient, in the same pass."""
         with torch.no_grad():
             for group in self.param_groups:
@@ -35,7 +46,7 @@ class AdamW:
                 for params in kinds.values():
                     self._update(params, group, shrink)
 
-    def _update(self, params: list[Tensor], group: dict[str, Any], shrink: float) -> None:
+    def _update(self, params: list[Tensor], group: dict[str, Any], shrink: float | Unseen) -> None:
         """One call for parameters of one kind."""
         for p in params:
             if not self.state[p]:
@@ -47,6 +58,7 @@ class AdamW:
         steps, means, squares = ([self.state[p][k] for p in params] for k in ("step", "exp_avg", "exp_avg_sq"))
         torch._foreach_add_(steps, 1)
         beta1, beta2 = group["betas"]
+        divisor, skip = _guard(shrink, params[0].device)
         torch._fused_adamw_(
             params,
             [p.grad for p in params if p.grad is not None],
@@ -61,7 +73,8 @@ class AdamW:
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
-            grad_scale=None if shrink == 1.0 else torch.tensor(1 / shrink, device=params[0].device),
+            grad_scale=divisor,
+            found_inf=skip,
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -73,3 +86,10 @@ class AdamW:
                         p.grad = None
                     else:
                         p.grad.zero_()
+
+
+def _guard(shrink: float | Unseen, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """What the fused call divides gradients by, and what tells it to do nothing."""
+    if isinstance(shrink, Unseen):
+        return shrink.divisor, shrink.skip
+    return None if shrink == 1.0 else torch.tensor(1 / shrink, device=device), None

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from finetwo.data.batch import Batch, layout
 from finetwo.data.loader import Sequences
 from finetwo.data.sequences import IGNORE, Sequence
-from finetwo.model.attend import Attend, Causal, Packed
+from finetwo.model.attend import Attend, Causal, Packed, Varlen, sent
+from finetwo.model.loss import kept
 from finetwo.model.network import Network
 from finetwo.tasks import classes
 from finetwo.text.tokenizer import Tokenizer
@@ -67,17 +68,31 @@ class ClassEvaluation:
         return asdict(self)
 
 
-def attend_for(batch: Batch, positions: torch.Tensor) -> Attend:
-    """The attention that a batch's layout needs."""
-    return Packed(positions) if batch.packed else Causal()
+@dataclass(frozen=True)
+class Placed:
+    """A batch on the device; what can be told of its layout was told on the CPU, so no GPU is waited for."""
+
+    tokens: torch.Tensor
+    """(B, T) int64, like the next two."""
+    positions: torch.Tensor
+    targets: torch.Tensor
+    keep: torch.Tensor
+    """(K,) the places of the targets that carry loss."""
+    attend: Attend
+    """The attention that the batch's layout needs."""
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return tokens, positions and targets as tensors on `device`."""
-    tokens, positions, targets = (
-        torch.from_numpy(a).to(device) for a in (batch.tokens, batch.positions, batch.targets)
-    )
-    return tokens, positions, targets
+def place(batch: Batch, network: Network, precision: str) -> Placed:
+    """Put a batch where the network is."""
+    device = next(network.parameters()).device
+    tokens, positions, targets = (torch.from_numpy(a) for a in (batch.tokens, batch.positions, batch.targets))
+    attend: Attend = Causal()
+    if batch.packed:
+        config = network.config
+        ragged = precision != "float32" and Varlen.usable(device, config.n_embd // config.n_head)
+        attend = Varlen(positions, device) if ragged else Packed(positions, device)
+    tokens, positions, targets, keep = sent([tokens, positions, targets, kept(targets)], device)
+    return Placed(tokens, positions, targets, keep, attend)
 
 
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -121,7 +136,6 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
 
     byte_lengths (V,) gives the bytes of each token's text, 0 for end-of-text.
     """
-    device = next(network.parameters()).device
     count = len(data) if limit is None else min(limit, len(data))
     learned = every = 0.0
     n_learned = n_every = n_bytes = 0
@@ -131,12 +145,12 @@ def evaluate(  # noqa: PLR0913 (keywords, each with its own meaning)
                 return None
             chosen = [data.get(j, 0) for j in range(i, min(i + batch_size, count))]
             batch = layout([Sequence(s.tokens, _all_targets(s)) for s in chosen], packing)
-            tokens, positions, targets = to_device(batch, device)
+            on = place(batch, network, precision)
             mask = layout(chosen, packing).targets.reshape(-1) != IGNORE
             real = batch.targets.reshape(-1) != IGNORE
-            hidden = network.hidden(tokens, positions, attend_for(batch, positions))
-            keep = torch.from_numpy(real).to(device)
-            losses = network.token_losses(hidden.reshape(-1, hidden.shape[-1])[keep], targets.reshape(-1)[keep])
+            hidden = network.hidden(on.tokens, on.positions, on.attend)
+            flat, wanted = hidden.reshape(-1, hidden.shape[-1]), on.targets.reshape(-1)
+            losses = network.token_losses(flat.index_select(0, on.keep), wanted.index_select(0, on.keep))
             array = losses.cpu().double().numpy()
             every += float(array.sum())
             learned += float(array[mask[real]].sum())
@@ -159,7 +173,6 @@ def class_logits(
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
     """Return logits (N, C) and true classes (N,) over `data` (its first `limit` records); None when stopped."""
-    device = next(network.parameters()).device
     count = len(data) if limit is None else min(limit, len(data))
     logits: list[NDArray[np.float64]] = []
     truth: list[NDArray[np.int64]] = []
@@ -168,8 +181,8 @@ def class_logits(
             if stopping():
                 return None
             batch = layout([data.get(j, 0) for j in range(i, min(i + batch_size, count))], packing)
-            tokens, positions, targets = to_device(batch, device)
-            found = network.class_logits(tokens, positions, targets, attend_for(batch, positions))
+            on = place(batch, network, precision)
+            found = network.class_logits(on.tokens, on.positions, on.targets, on.attend, on.keep)
             logits.append(found.cpu().double().numpy())
             truth.append(batch.targets[batch.targets != IGNORE])
     return np.concatenate(logits), np.concatenate(truth)

@@ -32,7 +32,7 @@ from finetwo.train.optimizer import Optimizer, trainable
 from finetwo.train.progress import Outcome, Progress, progress_of, rank
 from finetwo.train.schedule import factor, warmup_steps
 from finetwo.train.signals import Signals
-from finetwo.train.step import backward, gradient_norm, shrinking
+from finetwo.train.step import Numbers, backward, gradient_norm, shrinking, unseen
 
 _SCALE_STEPS, _MOST_SCALE = 2000, 2.0**24
 """Steps without overflow after which fp16 doubles its loss scale, and the largest."""
@@ -59,6 +59,25 @@ class Job:
     """What a record of each class counts in the loss; None: all the same."""
 
 
+@dataclass
+class _Taken:
+    """A step that was taken, and what is told of it when its numbers are there."""
+
+    step: int
+    numbers: Numbers
+    """The loss, and the length of the gradients."""
+    rate: float
+    tokens: int
+    learned: int
+    real: int
+    began: float
+
+
+def goes_ahead(device: torch.device, config: TrainConfig, optimizer: Optimizer) -> bool:
+    """Whether the next step is begun while this one's numbers are on their way: on a GPU, if nothing needs them."""
+    return device.type == "cuda" and config.precision != "fp16" and not optimizer.sees
+
+
 class Training:
     """One run: `run()` goes from the given checkpoint (or the start) to the end."""
 
@@ -73,6 +92,10 @@ class Training:
         self.warm = warmup_steps(job.config.warmup, job.total_steps)
         self.progress = Progress()
         self.last_loss = math.nan
+        self._ahead = goes_ahead(self.device, job.config, self.optimizer)
+        self._bad = torch.zeros((), device=self.device)
+        self._pending: _Taken | None = None
+        self._told_at = time.monotonic()
 
     # --- cadence -------------------------------------------------------------------------------------------------
 
@@ -98,7 +121,8 @@ class Training:
             started = time.monotonic() - p.seconds
             if self._between_steps(signals) and checkpoint is not None:
                 self.checkpoint()  # with what a signal had cut short
-            stream = job.loader.stream(p.step, job.total_steps, self.config.workers)
+            workers = self.config.workers or int(self.device.type == "cuda")
+            stream = job.loader.stream(p.step, job.total_steps, workers)
             for batches in stream if not p.finished else ():
                 self._step(batches)
                 p.seconds = time.monotonic() - started
@@ -109,6 +133,7 @@ class Training:
                 self._leave_if_asked(signals)
                 if p.finished:
                     break
+        self._tell_step()
         network.raised()
         self._write_folder(self.folder.final)
         return self.outcome()
@@ -136,36 +161,57 @@ class Training:
 
     def _step(self, batches: Sequence[Batch]) -> None:
         """One update over all micro-batches, their losses divided by the count of targets in all of them."""
-        started, step = time.monotonic(), self.progress.step
-        count = sum(b.learned for b in batches)
-        weights = self.job.class_weights
+        p, weights = self.progress, self.job.class_weights
+        began, count, real = time.monotonic(), sum(b.learned for b in batches), sum(b.real for b in batches)
         mass = count if weights is None else sum(b.weight(weights) for b in batches)
-        loss_value, norm, scale = self._gradients(batches, mass)
-        rate = factor(self.config.schedule, step, self.job.total_steps, self.warm)
-        if not (math.isfinite(loss_value) and math.isfinite(norm)):
-            self._refuse_numbers(step, loss_value, norm, rate)
-        self.optimizer.step(rate, shrinking(norm, self.config.clip) / scale)
-        p = self.progress
-        p.step, p.tokens, p.learned = step + 1, p.tokens + sum(b.real for b in batches), p.learned + count
-        self.last_loss = loss_value
-        speed = sum(b.real for b in batches) / max(1e-9, time.monotonic() - started)
+        rate = factor(self.config.schedule, p.step, self.job.total_steps, self.warm)
+        loss, norm, scale = self._gradients(batches, mass)
+        taken = _Taken(p.step + 1, Numbers(torch.stack([loss, norm])), rate, p.tokens + real, count, real, began)
+        if self._ahead:
+            self.optimizer.step(rate, unseen(loss, norm, self.config.clip, self._bad))
+            self._tell_step()  # of the step before, which has ended by now
+            self._pending = taken
+        else:
+            self.optimizer.step(rate, shrinking(self._checked(taken)[1], self.config.clip) / scale)
+        p.step, p.tokens, p.learned = taken.step, taken.tokens, p.learned + count
+        if not self._ahead:
+            self._record(taken)
+
+    def _tell_step(self) -> None:
+        """Wait for the numbers of the step that is under way, if one is; NumericError when they are not finite."""
+        taken, self._pending = self._pending, None
+        if taken is not None:
+            self._checked(taken)
+            self._record(taken)
+
+    def _checked(self, taken: _Taken) -> tuple[float, float]:
+        """A step's loss and the length of its gradients; NumericError when they are not finite."""
+        loss, norm = taken.numbers.read()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._refuse_numbers(taken.step - 1, loss, norm, taken.rate)
+        return loss, norm
+
+    def _record(self, taken: _Taken) -> None:
+        """Write a step down and tell of it."""
+        self.last_loss, norm = taken.numbers.read()
+        now = time.monotonic()
+        speed = taken.real / max(1e-9, now - max(taken.began, self._told_at))
+        self._told_at = now
         record = {
             "event": "step",
-            "step": p.step,
-            "epoch": round(p.step / self.job.loader.steps_per_epoch, 4),
-            "loss": loss_value,
-        }
-        record |= {
-            "lr": self.job.lr * rate,
+            "step": taken.step,
+            "epoch": round(taken.step / self.job.loader.steps_per_epoch, 4),
+            "loss": self.last_loss,
+            "lr": self.job.lr * taken.rate,
             "grad_norm": norm,
-            "tokens": p.tokens,
-            "learned": count,
+            "tokens": taken.tokens,
+            "learned": taken.learned,
             "tokens_per_second": round(speed, 1),
         }
         self.folder.append_metrics(record)
         self.listeners.tell(**record, total_steps=self.job.total_steps)
 
-    def _gradients(self, batches: Sequence[Batch], mass: float) -> tuple[float, float, float]:
+    def _gradients(self, batches: Sequence[Batch], mass: float) -> tuple[Tensor, Tensor, float]:
         """The step's loss, the length of its gradients, and by what these are multiplied (not 1 in fp16 alone).
 
         Where gradients overflow under their scale (Micikevicius et al. 2018, arXiv:1710.03740) that is halved and the
@@ -178,7 +224,7 @@ class Training:
             scale = p.loss_scale if precision == "fp16" else 1.0
             loss = backward(network, batches, precision, mass, self.class_weights, scale)
             norm = gradient_norm(self.parameters) / scale
-            if math.isfinite(norm) or not math.isfinite(loss) or scale <= 1.0:
+            if precision != "fp16" or scale <= 1.0 or math.isfinite(norm) or not math.isfinite(loss):
                 return loss, norm, scale
             self.optimizer.zero_grad()
             p.loss_scale, p.scaled_at = scale / 2, p.step
@@ -199,6 +245,7 @@ class Training:
 
     def _evaluate(self, signals: Signals) -> None:
         """Evaluate, keep the best and see whether to stop early; a signal cuts it short without a trace."""
+        self._tell_step()
         result = self.job.evaluate(lambda: signals.received is not None) if self.job.evaluate else None
         if result is None:
             return
@@ -223,6 +270,7 @@ class Training:
     def _sample(self, signals: Signals) -> None:
         if self.job.sample is None or signals.received is not None:
             return
+        self._tell_step()
         self.progress.sampled_at = self.progress.step
         for answer in self.job.sample():
             record = {"event": "sample", "step": self.progress.step, **answer}
@@ -251,6 +299,7 @@ class Training:
 
     def checkpoint(self) -> Path:
         """Write a checkpoint of this moment."""
+        self._tell_step()
         state = {
             "progress": vars(self.progress),
             "rng": rng.capture(),

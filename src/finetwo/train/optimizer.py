@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from finetwo.core.config import TrainConfig
 from finetwo.core.errors import InputError
 from finetwo.model.mixed import only_imitates_bf16
-from finetwo.train.adamw import AdamW
+from finetwo.train.adamw import AdamW, Unseen
 from finetwo.train.muon import Muon
 
 
@@ -62,7 +62,12 @@ class Optimizer:
             self.parts.append((Muon(muon.values(), config.muon_lr, config.weight_decay, dtype), config.muon_lr))
         self._names = {id(p): n for n, p in named.items()}
 
-    def step(self, factor: float, shrink: float = 1.0) -> None:
+    @property
+    def sees(self) -> bool:
+        """Whether a step must be given its numbers: Muon's, unlike the fused AdamW's, does not read them itself."""
+        return any(isinstance(part, Muon) for part, _ in self.parts)
+
+    def step(self, factor: float, shrink: float | Unseen = 1.0) -> None:
         """Update every parameter at `factor` times its peak learning rate, then forget the gradients.
 
         The update is that of the gradients times `shrink`; the fused AdamW takes it along without a pass of its own.
@@ -70,7 +75,11 @@ class Optimizer:
         for part, peak in self.parts:
             for group in part.param_groups:
                 group["lr"] = peak * factor
-            part.step(shrink)
+            if isinstance(part, Muon):
+                assert not isinstance(shrink, Unseen)
+                part.step(shrink)
+            else:
+                part.step(shrink)
             part.zero_grad(set_to_none=True)
 
     def zero_grad(self) -> None:

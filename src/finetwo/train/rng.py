@@ -6,6 +6,7 @@ It knows nothing of training. Its one invariant: `restore(capture())` gives the 
 from __future__ import annotations
 
 import base64
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ def strictly(wanted: bool) -> Iterator[None]:
     """Refuse operations without a deterministic form for a while, if `wanted`; who refused them before still does."""
     change = wanted and not torch.are_deterministic_algorithms_enabled()
     if change:  # only then: torch's setter imports its compiler, a second before any fault of the data could be told
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # without it cuBLAS refuses, being free to sum anyhow
         torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -1,0 +1,92 @@
+"""What lies between the matrix products of a step in 16 bits, in single passes where a GPU has the kernels for it.
+
+It knows which kernels there are and gives each its gradient; it knows no module. Its one invariant: a kernel is used
+only after it gave on this device what PyTorch's operators give.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, layer_norm
+
+_CLOSE = 2e-2  # of the largest value: what is compared is rounded to bfloat16
+
+
+@cache
+def kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels, if they work on `device`; None on a CPU, without Triton or without the compiler it needs."""
+    if device.type != "cuda":
+        return None
+    try:
+        from finetwo.model import triton_kernels
+
+        return triton_kernels if proven(triton_kernels, device) else None
+    except Exception:  # not there, no C compiler, a GPU it does not know: PyTorch's operators do the same
+        return None
+
+
+def proven(found: ModuleType, device: torch.device) -> bool:
+    """Whether the kernels compute what PyTorch does, on some numbers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    def close(a: Tensor, b: Tensor) -> bool:
+        return bool((a.float() - b.float()).abs().max() <= _CLOSE * b.abs().max())
+
+    logits, targets = draw(5, 64).to(torch.bfloat16), torch.tensor([0, 1, 7, 40, 49], device=device)
+    with torch.enable_grad():
+        leaf = logits[:, :50].float().requires_grad_()
+        wanted = cross_entropy(leaf, targets, reduction="none")
+        (wanted.sum() * 2).backward()
+        losses = found.cross_entropy_(logits, targets, 50, None, 2.0, gradient=True)
+        assert leaf.grad is not None
+        if not (close(losses, wanted.detach()) and close(logits[:, :50], leaf.grad) and not bool(logits[:, 50:].any())):
+            return False
+        x, delta, w, b, up = draw(7, 48), draw(7, 48), draw(48), draw(48), draw(7, 48)
+        leaves = [t.clone().requires_grad_() for t in (x, delta, w, b)]
+        total = leaves[0] + leaves[1]
+        y = layer_norm(total, (48,), leaves[2], leaves[3], 1e-5)
+        (y * up + total * up).sum().backward()
+    ours = found.add_norm(x, delta, w, b, 1e-5, torch.bfloat16)
+    back = found.add_norm_backward(up, up, ours[0], w, ours[2], ours[3], torch.bfloat16, learn=True)
+    wants = (total.detach(), y.detach(), *(leaf.grad for leaf in leaves))
+    return all(close(a, b) for a, b in zip((*ours[:2], *back), wants, strict=True) if b is not None)
+
+
+class AddNorm(torch.autograd.Function):
+    """`total = x + delta` and `layer_norm(total)` in 16 bits, forward and backward in one pass each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    ) -> Any:
+        """Return total (N, D) float32 and its norm (N, D) in `dtype`; without delta the norm alone."""
+        found = kernels(x.device)
+        assert found is not None
+        total, y, mean, rstd = found.add_norm(x, delta, weight, bias, eps, dtype)
+        ctx.save_for_backward(total, weight, mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.low = None if delta is None else delta.dtype
+        return y if delta is None else (total, y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of x, delta, weight and bias."""
+        total, weight, mean, rstd = ctx.saved_tensors
+        (dtotal, dy) = grads if ctx.low is not None else (None, grads[0])
+        if dy is None:
+            return dtotal, None if dtotal is None else dtotal.to(ctx.low), None, None, None, None
+        found = kernels(total.device)
+        assert found is not None
+        low = ctx.low if ctx.needs_input_grad[1] else None
+        onward = None if dtotal is None else dtotal.contiguous()
+        learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        dx, dlow, dw, db = found.add_norm_backward(dy.contiguous(), onward, total, weight, mean, rstd, low, learn=learn)
+        return dx, dlow, dw, db, None, None

@@ -1,0 +1,3 @@
+"""The small base of the training tests."""
+
+from tests.train.conftest import base  # noqa: F401  (a fixture)
