@@ -7,12 +7,16 @@ them. Invariant: `Packed` equals `Causal` on each sequence taken alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+Int64 = NDArray[np.int64]
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -62,29 +66,80 @@ class Runs:
     be in each, as causal attention never looks ahead.
     """
 
-    def __init__(self, positions: Tensor) -> None:
-        """`positions` (B, T) int64; the first of each row must be 0."""
-        self.flat = positions.reshape(-1)
+    def __init__(self, positions: Int64) -> None:
+        """`positions` (B, T); the first of each row must be 0."""
+        self.flat = flat = positions.reshape(-1)
         """(N,) the positions."""
-        flat = self.flat
-        self.begins = torch.nonzero(torch.diff(flat, prepend=flat[:1]) != 1).squeeze(1)
+        self.begins = np.flatnonzero(np.diff(flat, prepend=flat[0]) != 1)
         """(R,) where each run begins in the row."""
         self.first = flat[self.begins]
         """(R,) the position of each run's first token."""
-        self.size = torch.diff(self.begins, append=self.begins.new_tensor([flat.numel()]))
+        self.size = np.diff(self.begins, append=len(flat))
         """(R,) the number of its own tokens."""
-        self.run = torch.repeat_interleave(torch.arange(self.begins.numel(), device=flat.device), self.size)
+        self.run = np.repeat(np.arange(len(self.begins)), self.size)
         """(N,) the run of each token."""
-        self.longest = int((self.first + self.size).max())
-        place = torch.arange(self.longest, device=flat.device)  # (L,)
-        rows = torch.arange(self.begins.numel(), device=flat.device).unsqueeze(1)
-        source = torch.where(place >= self.first.unsqueeze(1), rows, 0).cummax(0).values  # (R, L) the run that holds it
+        place = np.arange(int((self.first + self.size).max()))  # (L,)
+        rows = np.arange(len(self.begins))[:, None]
+        source = np.maximum.accumulate(np.where(place >= self.first[:, None], rows, 0), axis=0)  # (R, L) who holds it
         self.take = self.begins[source] + place - self.first[source]
         """(R, L) where in the row each place of a sequence stands, as far as `inside`."""
-        self.inside = place < (self.first + self.size).unsqueeze(1)
+        self.inside = place < (self.first + self.size)[:, None]
         """(R, L) whether the sequence has that place."""
-        self.shared = place < self.first.unsqueeze(1)
+        self.shared = place < self.first[:, None]
         """(R, L) whether it is another run's."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the rows of a packed row (N, D) are laid out where a shared beginning stands in every sequence it is of."""
+
+    take: Tensor
+    """(M,) the row of each place; filling: any row."""
+    slot: Tensor
+    """(N,) each row's own place."""
+    again: Tensor
+    """(S,) the places that hold another run's row."""
+    group: Tensor
+    """(S,) which of the owners each of these is of."""
+    owners: Tensor
+    """(U,) the rows that stand in several places, each once; N: none."""
+
+    @staticmethod
+    def arrays(take: Int64, slot: Int64, again: Int64) -> tuple[Int64, ...]:
+        """Return the five, told by the first three."""
+        owners, group = np.unique(take[again], return_inverse=True)
+        return take, slot, again, group.reshape(-1), owners
+
+    def of(self, x: Tensor) -> Tensor:
+        """Lay out x (N, D) as (M, D)."""
+        found: Tensor = _Spread.apply(x, self)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _Spread(torch.autograd.Function):
+    """Rows (N, D) laid out, (M, D).
+
+    Backward reads each row's own place and adds the places where it is repeated, summed in float32; a plain index
+    would add them all, filling included, one by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shares: Shares) -> Tensor:
+        ctx.shares = shares
+        return x.index_select(0, shares.take)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        g, shares = grads[0], ctx.shares
+        if not shares.again.numel():
+            return g.index_select(0, shares.slot), None
+        rows, width = shares.slot.numel(), g.shape[1]
+        found = g.new_empty(rows + 1, width)  # the last takes what is nobody's
+        torch.index_select(g, 0, shares.slot, out=found[:rows])
+        found[rows:] = 0
+        more = torch.zeros(shares.owners.numel(), width, dtype=torch.float32, device=g.device)
+        more.index_add_(0, shares.group, g.index_select(0, shares.again).float())
+        return found.index_add_(0, shares.owners, more.to(g.dtype))[:rows], None
 
 
 class Packed:
@@ -96,49 +151,26 @@ class Packed:
 
     def __init__(self, positions: Tensor, device: torch.device | None = None) -> None:
         """`positions` (B, T) int64 as of `Runs`; `device`: where attention is computed, if not there."""
-        runs = Runs(positions)
-        self._runs, self._longest = runs.inside.shape
-        slot = runs.run * self._longest + runs.flat  # (N,) row-major place of each token in the (R, L) block
-        take = torch.where(runs.inside, runs.take, 0).reshape(-1)  # (R*L,) padding: any token
-        again = torch.nonzero(runs.shared.reshape(-1)).squeeze(1)  # (S,) another run's tokens
-        laid = [slot, take, again]
-        self._slot, self._take, self._again = laid if device is None else sent(laid, device)
+        runs = Runs(positions.cpu().numpy())
+        self._block = runs.inside.shape
+        take = np.where(runs.inside, runs.take, 0).reshape(-1)  # padding: any token
+        slot = runs.run * self._block[1] + runs.flat
+        arrays = [torch.from_numpy(a) for a in Shares.arrays(take, slot, np.flatnonzero(runs.shared))]
+        self._keys = Shares(*sent(arrays, device or positions.device))
+        none = self._keys.again[:0]  # what a query of another run's token sees is read there: it takes no gradient here
+        self._queries = replace(self._keys, again=none, group=none)
         self._causal = Causal()
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float) -> Tensor:
         """Return per-sequence causal attention, (B, H, T, Dh)."""
         b, h, t, d = q.shape
-        none = self._again[:0]  # what a query of another run's token sees is read there, so it takes no gradient here
         pq, pk, pv = (
-            _Spread.apply(x.transpose(1, 2).reshape(b * t, h * d), self._take, self._slot, again)  # type: ignore[no-untyped-call]
-            .view(self._runs, self._longest, h, d)
-            .transpose(1, 2)
-            for x, again in ((q, none), (k, self._again), (v, self._again))
+            shares.of(x.transpose(1, 2).reshape(b * t, h * d)).view(*self._block, h, d).transpose(1, 2)
+            for x, shares in ((q, self._queries), (k, self._keys), (v, self._keys))
         )
         out = self._causal(layer, pq, pk, pv, scale, dropout)  # (R, H, L, Dh)
-        flat: Tensor = _Collect.apply(out.transpose(1, 2).reshape(-1, h * d), self._slot)  # type: ignore[no-untyped-call]
+        flat: Tensor = _Collect.apply(out.transpose(1, 2).reshape(-1, h * d), self._keys.slot)  # type: ignore[no-untyped-call]
         return flat.view(b, t, h, d).transpose(1, 2)
-
-
-class _Spread(torch.autograd.Function):
-    """Rows (N, D) laid out in the block, (R*L, D).
-
-    Backward reads each token's own place and adds the places `again` where it was repeated; a plain index would add
-    them all, padding included, one by one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, take: Tensor, slot: Tensor, again: Tensor) -> Tensor:
-        ctx.save_for_backward(take, slot, again)
-        return x.index_select(0, take)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        take, slot, again = ctx.saved_tensors
-        found = grads[0].index_select(0, slot)
-        if again.numel():
-            found.index_add_(0, take[again], grads[0].index_select(0, again))
-        return found, None, None, None
 
 
 class _Collect(torch.autograd.Function):
@@ -156,22 +188,44 @@ class _Collect(torch.autograd.Function):
         return grads[0].new_zeros(ctx.rows, grads[0].shape[1]).index_copy_(0, slot, grads[0]), None
 
 
+@dataclass(frozen=True)
+class Ragged:
+    """What `Varlen` needs of a packed row, as arrays of the CPU."""
+
+    ends: Int64
+    """(2, R + 1) where each run's own tokens end, and where its sequence's keys do, after a 0."""
+    most: tuple[int, int]
+    """The most tokens of a run, and of a sequence."""
+    shares: tuple[Int64, ...]
+    """take, slot, again, group and owners of `Shares`; empty where no beginning is shared."""
+
+    @classmethod
+    def of(cls, positions: Int64) -> Ragged:
+        """`positions` (B, T) as of `Runs`."""
+        runs = Runs(positions)
+        whole = runs.first + runs.size  # (R,) the sequences' lengths
+        ends = np.zeros((2, len(whole) + 1), dtype=np.int64)
+        np.cumsum([runs.size, whole], axis=1, out=ends[:, 1:])
+        shares: tuple[Int64, ...] = ()
+        if runs.shared.any():
+            slot = ends[1, :-1][runs.run] + runs.flat
+            shares = Shares.arrays(runs.take[runs.inside], slot, np.flatnonzero(runs.shared[runs.inside]))
+        return cls(ends, (int(runs.size.max()), int(whole.max())), shares)
+
+
 class Varlen:
     """`Packed` for a GPU in 16 bits: its kernel takes sequences of any lengths behind one another, without a block."""
 
-    def __init__(self, positions: Tensor, device: torch.device) -> None:
-        """`positions` (B, T) int64 on the CPU, as of `Runs`."""
-        runs = Runs(positions)
-        whole = runs.first + runs.size  # (R,) the sequences' lengths
-        none = runs.begins[:0]
-        ends = torch.cat([torch.zeros(2, 1, dtype=torch.int64), torch.stack([runs.size, whole]).cumsum(1)], dim=1)
-        shares = bool(runs.shared.any())
-        take = runs.take[runs.inside] if shares else none  # (M,) the row's place of every key
-        slot = ends[1, :-1][runs.run] + runs.flat if shares else none  # (N,) a token's own place among the keys
-        again = torch.nonzero(runs.shared[runs.inside]).squeeze(1) if shares else none
-        ends, self._take, self._slot, self._again = sent([ends, take, slot, again], device)
-        self._ends, self._shares = ends.to(torch.int32), shares
-        self._most = int(runs.size.max()), runs.longest
+    def __init__(self, ends: Tensor, most: tuple[int, int], shares: Shares | None) -> None:
+        """Everything as of `Ragged`, on the GPU; `most` may be more than there is."""
+        self._ends, self._most, self._shares = ends.to(torch.int32), most, shares
+
+    @classmethod
+    def of(cls, positions: Int64, device: torch.device) -> Varlen:
+        """`positions` (B, T) as of `Runs`."""
+        ragged = Ragged.of(positions)
+        ends, *shares = sent([torch.from_numpy(a) for a in (ragged.ends, *ragged.shares)], device)
+        return cls(ends, ragged.most, Shares(*shares) if shares else None)
 
     @staticmethod
     def usable(device: torch.device, width: int) -> bool:
@@ -185,12 +239,16 @@ class Varlen:
         """Return per-sequence causal attention, (B, H, T, Dh); a query's last key is its own place's."""
         b, h, t, d = q.shape
         q, k, v = (x.transpose(1, 2).reshape(b * t, h, d) for x in (q, k, v))
-        if self._shares:
-            k, v = (
-                _Spread.apply(x.reshape(b * t, h * d), self._take, self._slot, self._again).view(-1, h, d)  # type: ignore[no-untyped-call]
-                for x in (k, v)
-            )
-        found: Tensor = torch.ops.aten._flash_attention_forward(
-            q, k, v, self._ends[0], self._ends[1], *self._most, dropout, True, False, scale=scale
-        )[0]
-        return found.view(b, t, h, d).transpose(1, 2)
+        if self._shares is not None:
+            k, v = (self._shares.of(x.reshape(b * t, h * d)).view(-1, h, d) for x in (k, v))
+        return _flash(q, k, v, self._ends, self._most, dropout, scale).view(b, t, h, d).transpose(1, 2)
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, most: tuple[int, int], dropout: float, scale: float
+) -> Tensor:
+    """Flash attention (Dao 2023, arXiv:2307.08691) of q (N, H, Dh) to k, v (M, H, Dh) between the `ends` (2, R + 1)."""
+    found: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, ends[0], ends[1], *most, dropout, True, False, scale=scale
+    )[0]
+    return found

@@ -7,6 +7,7 @@ invariant: parameter names and shapes are those of Hugging Face's GPT-2 without 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,23 @@ def pick(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.reshape(-1, x.shape[-1]).index_select(0, rows)
 
 
+class _Heads(torch.autograd.Function):
+    """(B, T, 3 * D) as queries, keys and values, (B, H, T, Dh) each; their gradients are written into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+        b, t, _ = qkv.shape
+        return qkv.view(b, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        b, h, t, d = grads[0].shape
+        found = grads[0].new_empty(b, t, 3, h, d)
+        for i, g in enumerate(grads):
+            found[:, :, i] = g.transpose(1, 2)
+        return found.view(b, t, 3 * h * d), None
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with fused query, key and value."""
 
@@ -50,8 +68,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend, drop: float, rows: Tensor | None) -> Tensor:  # noqa: D102
         b, t, _ = x.shape
-        qkv = self.c_attn(x).view(b, t, 3, self.heads, self.width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, Dh) each
+        q, k, v = _Heads.apply(self.c_attn(x), self.heads)  # type: ignore[no-untyped-call]
         seen = attend(self.layer, q, k, v, self.scale, drop)
         y: Tensor = self.c_proj(pick(seen.transpose(1, 2).reshape(b, t, self.width), rows))
         return y

@@ -33,20 +33,19 @@ def summed_loss(
     features: Tensor,
     targets: Tensor,
     weight: Tensor,
-    class_weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
     *,
     low: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """Return `scale` times the (weighted) sum of the losses, a float32 scalar.
 
-    features (K, D) at the kept positions; targets (K,) int64; weight (V, D), the head's matrix; class_weights (V,);
+    features (K, D) at the kept positions; targets (K,) int64; weight (V, D), the head's matrix; row_weights (K,);
     low (V or more, D), a copy of the weight from which the products are made in its precision; further rows are 0.
     """
     if features.shape[0] == 0:
         return features.sum().float() + 0.0 * weight.sum()
-    rows = None if class_weights is None else class_weights.to(features.device, torch.float32)[targets]
-    total: Tensor = LinearCrossEntropy.apply(features, weight, targets, rows, low, scale)  # type: ignore[no-untyped-call]
+    total: Tensor = LinearCrossEntropy.apply(features, weight, targets, row_weights, low, scale)  # type: ignore[no-untyped-call]
     return total
 
 

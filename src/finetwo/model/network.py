@@ -137,11 +137,25 @@ class Network(nn.Module):
         tokens, positions and targets (B, T), class_weights (C,); keep (K,) what `kept(targets)` gives, if it is known.
         """
         keep = kept(targets) if keep is None else keep
-        read = self._read(tokens, positions, attend, keep)
-        if self.training and self.head_dropout:
-            read = dropout(read, self.head_dropout)
+        read = self._dropped(self._read(tokens, positions, attend, keep))
         chosen = targets.reshape(-1).index_select(0, keep)
-        return summed_loss(read, chosen, self.head_weight, class_weights, low=self._low_head, scale=scale)
+        rows = None if class_weights is None else class_weights.to(read.device, torch.float32)[chosen]
+        return summed_loss(read, chosen, self.head_weight, rows, low=self._low_head, scale=scale)
+
+    def weighted_loss(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, keep: Tensor | None, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Return the sum of losses times `weights`, float32, of a language model or a classifier that reads one token.
+
+        tokens, positions (B, T); keep (K,) the places that learn, None: all; targets, weights (K,).
+        """
+        read: Tensor = self.transformer(tokens, positions, attend, keep, tied=self.score is None)
+        read = self._dropped(read.reshape(-1, read.shape[-1]))
+        return summed_loss(read, targets, self.head_weight, weights, low=self._low_head)
+
+    def _dropped(self, read: Tensor) -> Tensor:
+        """What the head reads, some of it dropped in training."""
+        return dropout(read, self.head_dropout) if self.training and self.head_dropout else read
 
     def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target (N,) float32 after hidden states (N, D), by the head of answers."""

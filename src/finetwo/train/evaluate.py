@@ -90,7 +90,7 @@ def place(batch: Batch, network: Network, precision: str) -> Placed:
     if batch.packed:
         config = network.config
         ragged = precision != "float32" and Varlen.usable(device, config.n_embd // config.n_head)
-        attend = Varlen(positions, device) if ragged else Packed(positions, device)
+        attend = Varlen.of(batch.positions, device) if ragged else Packed(positions, device)
     tokens, positions, targets, keep = sent([tokens, positions, targets, kept(targets)], device)
     return Placed(tokens, positions, targets, keep, attend)
 

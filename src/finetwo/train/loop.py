@@ -30,6 +30,7 @@ from finetwo.train.evaluate import ClassEvaluation, Evaluation
 from finetwo.train.listeners import Listeners
 from finetwo.train.optimizer import Optimizer, trainable
 from finetwo.train.progress import Outcome, Progress, progress_of, rank
+from finetwo.train.replayed import Replayed
 from finetwo.train.schedule import factor, warmup_steps
 from finetwo.train.signals import Signals
 from finetwo.train.step import Numbers, backward, gradient_norm, shrinking, unseen
@@ -85,7 +86,8 @@ class Training:
         self.job, self.folder, self.listeners = job, run, listeners
         self.config = job.config
         self.device = next(job.network.parameters()).device
-        self.optimizer = Optimizer(job.network, job.config, job.lr)
+        self._replayed = self._replays()
+        self.optimizer = Optimizer(job.network, job.config, job.lr, keeps=self._replayed is not None)
         self.parameters = list(trainable(job.network).values())
         weights = job.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=self.device)
@@ -96,6 +98,13 @@ class Training:
         self._bad = torch.zeros((), device=self.device)
         self._pending: _Taken | None = None
         self._told_at = time.monotonic()
+
+    def _replays(self) -> Replayed | None:
+        """Steps that are recorded and played again, where they can be."""
+        config, network = self.job.config, self.job.network
+        if not Replayed.usable(network, config.precision):
+            return None
+        return Replayed(network, config.precision, record=not (config.recompute or config.deterministic))
 
     # --- cadence -------------------------------------------------------------------------------------------------
 
@@ -222,7 +231,10 @@ class Training:
             p.loss_scale, p.scaled_at = 2 * p.loss_scale, p.step
         while True:
             scale = p.loss_scale if precision == "fp16" else 1.0
-            loss = backward(network, batches, precision, mass, self.class_weights, scale)
+            if self._replayed is None:
+                loss = backward(network, batches, precision, mass, self.class_weights, scale)
+            else:
+                loss = self._replayed(batches, mass, self.job.class_weights, scale)
             norm = gradient_norm(self.parameters) / scale
             if precision != "fp16" or scale <= 1.0 or math.isfinite(norm) or not math.isfinite(loss):
                 return loss, norm, scale

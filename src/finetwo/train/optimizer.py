@@ -42,7 +42,9 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 class Optimizer:
     """One or two optimizers that share a schedule: learning rates are peak rates times a factor."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig, lr: float) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, lr: float, *, keeps: bool = False) -> None:
+        """`keeps`: gradients stay where they are and become 0, for a graph that writes them there."""
+        self._keeps = keeps
         named = trainable(network)
         if not named:
             raise InputError("--freeze", "nothing is left to train", config.freeze, "freeze less")
@@ -80,12 +82,16 @@ class Optimizer:
                 part.step(shrink)
             else:
                 part.step(shrink)
-            part.zero_grad(set_to_none=True)
+        self.zero_grad()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for part, _ in self.parts:
-            part.zero_grad(set_to_none=True)
+            grads = [p.grad for group in part.param_groups for p in group["params"] if p.grad is not None]
+            if self._keeps and grads:
+                torch._foreach_zero_(grads)
+            elif not self._keeps:
+                part.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as `parameter|slot` -> tensor."""
