@@ -27,7 +27,7 @@ from finetwo.model.attend import Varlen
 from finetwo.model.network import Network
 from finetwo.model.passes import kernels
 from finetwo.text.tokenizer import Tokenizer
-from finetwo.train import loop
+from finetwo.train import stepping
 from finetwo.train.evaluate import place
 from finetwo.train.optimizer import Optimizer
 from finetwo.train.replayed import Replayed
@@ -79,7 +79,7 @@ def gradients(network: Network, batch: Batch, precision: str, times: int = 1) ->
         given = ([batch], precision, batch.learned)
         loss = float(backward(network, *given) if steps is None else steps([batch], batch.learned, None, 1.0))
     if steps is not None:
-        assert steps._record and len(steps._made) == (times > 1)
+        assert not steps._refused and len(steps._made) == (times > 1)
     return loss, {n: p.grad.float().cpu() for n, p in network.named_parameters() if p.grad is not None}
 
 
@@ -167,7 +167,7 @@ def test_numbers_that_are_none_are_found_a_step_later_and_change_nothing(
         loss = backward(network, batches, *more)
         return loss * float("nan") if len(steps) == 3 else loss
 
-    monkeypatch.setattr(loop, "backward", broken)
+    monkeypatch.setattr(stepping, "backward", broken)
     seen = Recorder()
     with pytest.raises(NumericError, match="step 3: loss nan"):
         quick(records(15), base, tmp_path / "run", max_steps=9, device="cuda", lr=1e-3, listeners=[seen])

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetwo import train
 from finetwo.core.errors import NumericError, Stopped
 from finetwo.model.network import Network
-from finetwo.train import loop
+from finetwo.train import stepping
 from finetwo.train.step import backward
 
 STEPS: dict[str, Any] = {"max_steps": 8, "lr": 3e-3, "clip": 0.5}
@@ -20,13 +20,13 @@ STEPS: dict[str, Any] = {"max_steps": 8, "lr": 3e-3, "clip": 0.5}
 
 @pytest.fixture
 def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "goes_ahead", lambda device, config, optimizer: True)
+    monkeypatch.setattr(stepping, "goes_ahead", lambda device, config, optimizer: True)
 
 
 def test_the_run_is_the_same(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping divides on the device instead: the last bits may differ."""
     train(records(30), model=str(base), out=str(tmp_path / "usual"), **MICRO)
-    monkeypatch.setattr(loop, "goes_ahead", lambda device, config, optimizer: True)
+    monkeypatch.setattr(stepping, "goes_ahead", lambda device, config, optimizer: True)
     train(records(30), model=str(base), out=str(tmp_path / "ahead"), **MICRO)
     usual, ahead = losses(tmp_path / "usual"), losses(tmp_path / "ahead")
     assert [x[:2] for x in ahead] == [x[:2] for x in usual], "steps and evaluations in their order"
@@ -47,7 +47,7 @@ def test_a_step_is_told_when_the_next_is_under_way(base: Path, tmp_path: Path, m
             if event["event"] == "step":
                 seen.append((event["step"], made[0]))
 
-    monkeypatch.setattr(loop, "backward", counted)
+    monkeypatch.setattr(stepping, "backward", counted)
     quick(records(15), base, tmp_path / "run", listeners=[Watch()], **STEPS)
     assert seen == [(n, min(n + 1, 8)) for n in range(1, 9)]
 
@@ -63,7 +63,7 @@ def test_bad_numbers_change_no_weight_although_a_step_follows(
         loss = backward(network, batches, *more)
         return loss * float("nan") if len(before) == 3 else loss
 
-    monkeypatch.setattr(loop, "backward", broken)
+    monkeypatch.setattr(stepping, "backward", broken)
     seen = Recorder()
     with pytest.raises(NumericError, match=r"step 3: loss nan.*the weights were not changed"):
         quick(records(15), base, tmp_path / "run", listeners=[seen], **STEPS)

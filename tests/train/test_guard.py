@@ -88,17 +88,17 @@ def test_the_records_of_the_step_are_named_by_file_and_line(
 
 
 def test_weights_in_memory_are_untouched(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetwo.train import loop
+    from finetwo.train.stepping import Stepper
 
     held: dict[str, Any] = {}
-    real = loop.Training._step
+    real = Stepper.take
 
     def step(self: Any, batches: Any) -> None:
         held["before"] = {n: p.detach().clone() for n, p in self.job.network.named_parameters()}
         held["training"] = self
         real(self, batches)
 
-    monkeypatch.setattr(loop.Training, "_step", step)
+    monkeypatch.setattr(Stepper, "take", step)
     spoil_loss(monkeypatch, 6, math.nan)
     with pytest.raises(NumericError):
         quick(records(15), base, tmp_path / "run", **SETTINGS)

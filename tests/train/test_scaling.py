@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetwo.core.errors import NumericError, Stopped
 from finetwo.store.checkpoint import list_checkpoints, open_checkpoint
-from finetwo.train import job, loop
+from finetwo.train import job, stepping
 from finetwo.train.step import backward
 
 STEPS: dict[str, Any] = {"max_steps": 8, "lr": 1e-2, "rows": {"split": "train:11,validation:4"}, "precision": "fp16"}
@@ -48,8 +48,8 @@ def test_a_scale_that_overflows_is_halved_and_no_record_is_passed_over(
         return backward(network, batches, precision, mass, class_weights, scale)
 
     quick(records(15), base, tmp_path / "usual", **STEPS)
-    monkeypatch.setattr(loop, "backward", watched)
-    monkeypatch.setattr(loop.Progress.__init__, "__defaults__", _defaults(2.0**40))
+    monkeypatch.setattr(stepping, "backward", watched)
+    monkeypatch.setattr(stepping.Progress.__init__, "__defaults__", _defaults(2.0**40))
     quick(records(15), base, tmp_path / "high", **STEPS)
     first = [scale for size, scale in seen if size == seen[0][0]]
     assert first[0] == 2.0**40 and first[1] == 2.0**39, "the same batches again, under half the scale"
@@ -58,11 +58,11 @@ def test_a_scale_that_overflows_is_halved_and_no_record_is_passed_over(
 
 
 def _defaults(scale: float) -> tuple[Any, ...]:
-    return tuple(scale if value == 65536.0 else value for value in loop.Progress.__init__.__defaults__ or ())
+    return tuple(scale if value == 65536.0 else value for value in stepping.Progress.__init__.__defaults__ or ())
 
 
 def test_the_scale_grows_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_SCALE_STEPS", 3)
+    monkeypatch.setattr(stepping, "_SCALE_STEPS", 3)
     quick(records(15), base, tmp_path / "run", **STEPS)
     assert scale_of(tmp_path / "run") == 65536.0 * 4  # before the 4th and the 7th of 8 steps
 
@@ -70,7 +70,7 @@ def test_the_scale_grows_again(base: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_stopped_run_goes_on_with_its_scale(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
-    monkeypatch.setattr(loop, "_SCALE_STEPS", 3)
+    monkeypatch.setattr(stepping, "_SCALE_STEPS", 3)
     quick(records(15), base, tmp_path / "whole", **STEPS)
     with pytest.raises(Stopped):
         quick(
@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_is_not_the_scales_fault(
         tries.append(scale)
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr(loop, "backward", broken)
+    monkeypatch.setattr(stepping, "backward", broken)
     with pytest.raises(NumericError, match="weights were not changed"):
         quick(records(15), base, tmp_path / "run", **STEPS)
     assert tries == [65536.0]

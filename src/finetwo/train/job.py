@@ -33,7 +33,7 @@ from finetwo.text.template import Template
 from finetwo.train.batching import make_loader
 from finetwo.train.evaluate import byte_lengths, class_evaluation, class_logits, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
-from finetwo.train.loop import Job, Training
+from finetwo.train.loop import Training
 from finetwo.train.memory import check_memory
 from finetwo.train.optimizer import freeze, trainable
 from finetwo.train.prepare import Prepared, detect_task
@@ -54,6 +54,7 @@ from finetwo.train.start import (
     settle,
     settle_precision,
 )
+from finetwo.train.stepping import Job
 from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]

@@ -18,8 +18,10 @@ from finetwo.model.attend import Int64, Ragged
 
 _FILLER = 64
 """The longest sequence of filling tokens: attention to itself is all that they cost."""
-_SHORTEST = 64
-"""The most tokens of a sequence is told as this, or twice, four times ... as much."""
+_SHORTEST = 256
+"""The most tokens of a sequence is told as this, or twice, four times ... as much; too much costs next to nothing."""
+_FINE, _COARSE, _COARSER = 4, 3, 2
+"""Sizes come in so many powers of 2 to each doubling: where filling costs time they are near, elsewhere few."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def lay(batch: Batch, context: int, factor: float, class_weights: Sequence[float
     """Lay out a batch whose losses count `factor`, times the weight of their class if they have one."""
     tokens, positions = batch.tokens, batch.positions
     if batch.packed:
-        more = _up(tokens.shape[1]) - tokens.shape[1]
+        more = _up(tokens.shape[1], _FINE) - tokens.shape[1]
         fill = np.arange(more, dtype=np.int64) % min(context, _FILLER)
         tokens = np.append(tokens, np.zeros((1, more), dtype=np.int64), axis=1)
         positions = np.append(positions, fill[None], axis=1)
@@ -67,7 +69,7 @@ def lay(batch: Batch, context: int, factor: float, class_weights: Sequence[float
     weights = np.full(len(places), factor, dtype=np.float64)
     if class_weights is not None:
         weights *= np.asarray(class_weights)[targets[places]]
-    size = len(places) if every else _up(len(places))
+    size = len(places) if every else _up(len(places), _COARSE)
     chosen = _filled(targets[places], size, 0)
     keep = [] if every else [_filled(places, size, 0)]
     ragged = Ragged.of(positions) if batch.packed else None
@@ -82,19 +84,19 @@ def lay(batch: Batch, context: int, factor: float, class_weights: Sequence[float
 
 def _laid(ragged: Ragged, tokens: int) -> list[Int64]:
     """The arrays of `Ragged`, filled up: runs without tokens, keys that are nobody's, repeats of no row at all."""
-    runs = _up(ragged.ends.shape[1])
+    runs = _up(ragged.ends.shape[1], _COARSER)
     ends = np.concatenate([ragged.ends, np.repeat(ragged.ends[:, -1:], runs - ragged.ends.shape[1], axis=1)], axis=1)
     if not ragged.shares:
         return [ends]
     take, slot, again, group, owners = ragged.shares
-    repeats, count = _up(len(again)), _up(len(owners) + 1)
-    filled = _filled(take, _up(len(take)), 0), slot, _filled(again, repeats, 0)
+    repeats, count = _up(len(again), _COARSER), _up(len(owners) + 1, _COARSER)
+    filled = _filled(take, _up(len(take), _COARSE), 0), slot, _filled(again, repeats, 0)
     return [ends, *filled, _filled(group, repeats, count - 1), _filled(owners, count, tokens)]
 
 
-def _up(count: int) -> int:
-    """The next of the sizes that are told apart: sixteen to each doubling, and multiples of 16."""
-    step = max(16, 1 << max(0, (count - 1).bit_length() - 4))
+def _up(count: int, grain: int) -> int:
+    """The next of the sizes that are told apart: 2**grain to each doubling, and multiples of 16."""
+    step = max(16, 1 << max(0, (count - 1).bit_length() - grain))
     return -(-max(1, count) // step) * step
 
 

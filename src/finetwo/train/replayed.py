@@ -19,6 +19,8 @@ from finetwo.train.laid import Laid, Shape, lay
 
 _MOST = 48
 """Shapes that are recorded; each keeps some megabytes."""
+_PATIENCE = 2
+"""Shapes that may fail to be recorded before it is given up."""
 
 
 class Replayed:
@@ -29,7 +31,7 @@ class Replayed:
         self._network, self._precision, self._record = network, precision, record
         self._learn = [p for p in network.parameters() if p.requires_grad]
         self._total = torch.zeros((), dtype=torch.float32, device=self._learn[0].device)
-        self._seen: set[Shape] = set()
+        self._ran, self._refused = False, set[Shape]()
         self._made: dict[Shape, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
     @staticmethod
@@ -56,7 +58,8 @@ class Replayed:
         """Add the loss of a micro-batch and its gradients."""
         shape = laid.shape
         numbers, weights = (_pinned(torch.from_numpy(a)) for a in (laid.numbers, laid.weights))
-        if shape not in self._made and self._record and shape in self._seen and len(self._made) < _MOST:
+        new = shape not in self._made and shape not in self._refused
+        if new and self._record and self._ran and len(self._made) < _MOST:
             self._try_to_record(shape, numbers, weights)
         if shape in self._made:
             graph, given, factors = self._made[shape]
@@ -66,10 +69,10 @@ class Replayed:
         else:
             device = self._total.device
             self._compute(shape, numbers.to(device, non_blocking=True), weights.to(device, non_blocking=True))
-        self._seen.add(shape)
+        self._ran = True
 
     def _try_to_record(self, shape: Shape, numbers: Tensor, weights: Tensor) -> None:
-        """Record a shape that ran before, so that every library and kernel it needs is there."""
+        """Record a shape, once some shape has run, so that the libraries and kernels that it needs are there."""
         device = self._total.device
         given, factors = numbers.to(device), weights.to(device)
         for p in self._learn:
@@ -82,7 +85,8 @@ class Replayed:
                 self._compute(shape, given, factors)
         except RuntimeError:  # something in it cannot be recorded: it is computed as ever
             torch.cuda.synchronize(device)
-            self._record = False
+            self._record = len(self._refused) < _PATIENCE
+            self._refused.add(shape)
             return
         self._made[shape] = (graph, given, factors)
 
