@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def machine() -> dict[str, Any]:
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpu = {"gpu": ", ".join(gpus())} if gpus() else {}
     return {
         "cpu": fields.get("model name") or platform.processor() or platform.machine(),
         "family": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
@@ -40,7 +42,19 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        **gpu,
     }
+
+
+@cache
+def gpus() -> tuple[str, ...]:
+    """The names of the NVIDIA GPUs here, as their driver's tool has them."""
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except OSError:
+        return ()
+    return tuple(done.stdout.strip().splitlines()) if done.returncode == 0 else ()
 
 
 def read(path: str | Path) -> str:
@@ -58,8 +72,10 @@ def git(*words: str) -> str:
 
 
 def commit() -> tuple[str, bool]:
-    """The commit of this tree, and whether code was changed since."""
-    return git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain", "-uno", "--", *_CODE))
+    """The commit of this tree, and whether code was changed since; a copy without git may be told of in FINETWO_COMMIT."""
+    return git("rev-parse", "HEAD") or os.environ.get("FINETWO_COMMIT", "unknown"), bool(
+        git("status", "--porcelain", "-uno", "--", *_CODE)
+    )
 
 
 def tree() -> str:

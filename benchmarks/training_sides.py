@@ -207,7 +207,7 @@ def trainer(job: dict[str, Any]) -> None:
     examples = [example(s, job["kind"]) for batch in batches for s in batch]
     collator = partial(collate, filler=model.config.eos_token_id)
     with tempfile.TemporaryDirectory() as out:
-        asked = TrainingArguments(**arguments_of(job, out))
+        asked = TrainingArguments(**arguments_of(job, out), torch_compile=bool(job.get("compiled")))
         watch = watching(steps, [sum(map(len, batch)) for batch in batches])
         Trainer(model, asked, train_dataset=examples, data_collator=collator, callbacks=[watch]).train()
     steps.tell()
