@@ -72,10 +72,11 @@ def git(*words: str) -> str:
 
 
 def commit() -> tuple[str, bool]:
-    """The commit of this tree, and whether code was changed since; a copy without git may be told of in FINETWO_COMMIT."""
-    return git("rev-parse", "HEAD") or os.environ.get("FINETWO_COMMIT", "unknown"), bool(
-        git("status", "--porcelain", "-uno", "--", *_CODE)
-    )
+    """The commit of this tree, and whether code was changed since; or FINETWO_COMMIT's word."""
+    told = os.environ.get("FINETWO_COMMIT")
+    if told:
+        return told, False
+    return git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain", "-uno", "--", *_CODE))
 
 
 def tree() -> str:
