@@ -115,7 +115,8 @@ SIDES = {"finetwo": ours, "hf, in pieces": peer_pieces, "hf, whole": peer_whole,
 def fields_of(asked: Any) -> list[dict[str, str]]:
     """The records by role: those of a file, or made here."""
     from finetwo.core.config import RowsConfig
-    from finetwo.data.columns import detect_columns, select
+    from finetwo.data.columns import detect_columns
+    from finetwo.data.selecting import select
     from finetwo.data.source import read_rows
 
     if asked.data is None:

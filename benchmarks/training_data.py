@@ -26,7 +26,7 @@ from finetwo.model.network import Network
 from finetwo.tasks.registry import find_task
 from finetwo.text.template import Template
 from finetwo.text.tokenizer import Tokenizer, train_vocabulary
-from finetwo.train.job import prepared_data
+from finetwo.train.parts import prepared_data
 from finetwo.train.prepared import Wanted
 from finetwo.train.start import decide, settle
 

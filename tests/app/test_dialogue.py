@@ -12,7 +12,8 @@ from tests.standins.models import random_network, tiny_config
 from finetwo.app.dialogue import Dialogue, Exchange
 from finetwo.core.config import ColumnsConfig, RowsConfig, SamplingConfig
 from finetwo.core.errors import InputError
-from finetwo.data.columns import detect_columns, select
+from finetwo.data.columns import detect_columns
+from finetwo.data.selecting import select
 from finetwo.data.source import read_rows
 from finetwo.generate.pipeline import Model
 from finetwo.text.template import Template, Turn

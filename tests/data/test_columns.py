@@ -8,7 +8,8 @@ import pytest
 
 from finetwo.core.config import ColumnsConfig
 from finetwo.core.errors import InputError
-from finetwo.data.columns import Columns, Kind, adopt_input, class_name, detect_columns, select
+from finetwo.data.columns import Columns, Kind, adopt_input, detect_columns
+from finetwo.data.selecting import class_name, select
 from finetwo.data.source import Row
 
 ALPACA = Columns("instruction", "input", "output", layout="Alpaca")

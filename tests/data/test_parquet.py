@@ -16,8 +16,9 @@ import pytest
 
 from finetwo.core.config import ColumnsConfig, RowsConfig
 from finetwo.core.errors import FineTwoError, InputError
-from finetwo.data.columns import detect_columns, select
+from finetwo.data.columns import detect_columns
 from finetwo.data.json_stream import Unreadable
+from finetwo.data.selecting import select
 from finetwo.data.source import find_files, read_rows
 
 pa = pytest.importorskip("pyarrow")

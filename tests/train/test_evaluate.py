@@ -266,10 +266,10 @@ def test_validation_loss_that_is_no_number_stops_the_run(
 ) -> None:
     from dataclasses import replace
 
-    from finetwo.train import job
+    from finetwo.train import parts
 
-    real = job.evaluate
-    monkeypatch.setattr(job, "evaluate", lambda *a, **k: replace(real(*a, **k), loss=math.nan))
+    real = parts.evaluate
+    monkeypatch.setattr(parts, "evaluate", lambda *a, **k: replace(real(*a, **k), loss=math.nan))
     with pytest.raises(NumericError, match="step 0: the validation loss is nan"):
         quick(records(20), base, tmp_path / "run", rows=SPLIT, max_steps=1)
 

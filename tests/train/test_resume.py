@@ -16,8 +16,7 @@ from finetwo import train
 from finetwo.core.errors import InputError, Stopped
 from finetwo.data.loader import Loader
 from finetwo.store.checkpoint import list_checkpoints, open_checkpoint
-from finetwo.train import job as job_module
-from finetwo.train import rng
+from finetwo.train import parts, rng
 
 TEXT = "\n\n".join(f"{r['prompt']} {r['completion']}." for r in records(60, seed=4)) + "\n"
 KINDS: dict[str, dict[str, Any]] = {
@@ -101,7 +100,7 @@ def test_stop_during_an_evaluation_makes_up_for_it(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Callable[..., Path]
 ) -> None:
     """A signal in the midst of an evaluation (also the last one) cuts it short; resuming makes up for it, once."""
-    run, real = tmp_path / "run", job_module.evaluate
+    run, real = tmp_path / "run", parts.evaluate
     steps = [m["step"] for m in metrics(reference("full")) if m["event"] == "evaluation"]
     for cut, before in ((steps[1], 1), (steps[-1], len(steps) - 2)):  # evaluations that go well before the one cut
         calls = {"left": before + 1}
@@ -112,12 +111,12 @@ def test_stop_during_an_evaluation_makes_up_for_it(
                 signal.raise_signal(signal.SIGTERM)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(job_module, "evaluate", evaluate)
+        monkeypatch.setattr(parts, "evaluate", evaluate)
         with pytest.raises(Stopped):
             micro(data, base, run)
         assert list_checkpoints(run)[0].name == f"checkpoint-{cut}"
         assert [m["step"] for m in metrics(run) if m["event"] == "evaluation"][-1] < cut
-    monkeypatch.setattr(job_module, "evaluate", real)
+    monkeypatch.setattr(parts, "evaluate", real)
     micro(data, base, run)
     assert losses(run) == losses(reference("full"))
     assert digest(run / "final") == digest(reference("full") / "final")
@@ -130,7 +129,7 @@ def test_stop_during_an_evaluation_makes_up_for_it(
 def test_death_after_a_made_up_evaluation_does_not_double_it(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Callable[..., Path]
 ) -> None:
-    run, real = tmp_path / "run", job_module.evaluate
+    run, real = tmp_path / "run", parts.evaluate
     calls = {"left": 2}
 
     def evaluate(*args: Any, **kwargs: Any) -> Any:
@@ -139,10 +138,10 @@ def test_death_after_a_made_up_evaluation_does_not_double_it(
             signal.raise_signal(signal.SIGTERM)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(job_module, "evaluate", evaluate)
+    monkeypatch.setattr(parts, "evaluate", evaluate)
     with pytest.raises(Stopped):
         micro(data, base, run)
-    monkeypatch.setattr(job_module, "evaluate", real)
+    monkeypatch.setattr(parts, "evaluate", real)
 
     def die() -> None:
         raise KeyboardInterrupt  # no listener's fence holds it: the process is gone without saving
@@ -164,7 +163,7 @@ def test_stop_before_the_first_step_leaves_no_folder(
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module, "prepare", interrupt)
+        patch.setattr(parts, "prepare", interrupt)
         with pytest.raises(KeyboardInterrupt):
             micro(data, base, run)
     assert not (tmp_path / "made").exists()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from finetwo.app.api import train
 from finetwo.core.config import to_dict
 from finetwo.core.errors import InputError
-from finetwo.data.columns import class_name
+from finetwo.data.selecting import class_name
 from finetwo.generate.predict import Predictor, document_of, open_predictor
 from finetwo.train.start import pick_device
 

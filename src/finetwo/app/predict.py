@@ -196,7 +196,7 @@ def _predicted(
     """Every row with its prediction, some thousand at a time; None for a row whose text is empty."""
     from itertools import islice
 
-    from finetwo.data.columns import select
+    from finetwo.data.selecting import select
 
     while window := list(islice(rows, 2048)):
         fields = [select(row, columns) for row in window]

@@ -66,9 +66,10 @@ def run(words: list[str]) -> int:
 
 def _texts(files: list[Path], arguments: TokenizerArguments) -> Iterator[str]:
     """Pieces of the files' texts, spread evenly over the documents, up to the limit."""
-    from finetwo.data.columns import detect_columns, select
+    from finetwo.data.columns import detect_columns
     from finetwo.data.documents import is_document, read_text
     from finetwo.data.paragraphs import paragraphs
+    from finetwo.data.selecting import select
     from finetwo.data.source import find_files, read_rows
 
     def whole(path: Path) -> Iterator[Iterable[str]]:

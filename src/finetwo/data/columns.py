@@ -1,21 +1,16 @@
-"""Tells which column of a record is the prompt, the answer, the text, the pair or the label, and takes them out.
+"""Tells which column of a record is the prompt, the answer, the text, the pair or the label.
 
-It knows nothing of files, splits or tokens. Its invariant: a text is used exactly as it stands, and only if it is text;
-nothing is ever turned into text by guessing, but for a class, whose number is its name.
+It knows nothing of files, splits or tokens. Its invariant: what it cannot tell for certain it asks for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from typing import Literal
-
-import numpy as np
 
 from finetwo.core.config import ColumnsConfig
 from finetwo.core.errors import InputError
-from finetwo.data.json_stream import kind_of
 from finetwo.data.known import (
     COMPLETIONS,
     CONVERSATIONS,
@@ -30,7 +25,6 @@ from finetwo.data.known import (
     USUAL_LABELS,
 )
 from finetwo.data.source import Row
-from finetwo.text.template import parse_turns, turns_json
 
 Kind = Literal["instruct", "text", "classify", "entail"]
 """What records are good for: prompts with answers (or conversations), plain text, or texts or pairs with a class."""
@@ -96,7 +90,8 @@ class Columns:
         return f"columns: {parts} ({self.layout} layout)" if self.layout != "mapped" else f"columns: {parts} (as given)"
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first dozen names in quotes, and how many more there are."""
     found = [f"'{name}'" for name in names]
     return ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "") or "none"
 
@@ -116,7 +111,7 @@ def detect_columns(
     given: dict[str, str] = {role: name for role in ROLES if (name := getattr(wanted, role)) is not None}
     for role, name in given.items():
         if name not in names:
-            fix = f"use a field that is there: {_listed(names)}"
+            fix = f"use a field that is there: {listed(names)}"
             raise InputError(where, f"--rows.columns.{role} names a field that the records lack", name, fix)
     asked = kind or _kind_of(given)
     if asked is not None:
@@ -129,7 +124,7 @@ def detect_columns(
     needed = NEEDED[asked or found.kind] if not found.messages else ()
     missing = [role for role in needed if getattr(found, role) is None and (labelled or role != "label")]
     if missing:
-        what = f"no column for {', '.join(missing)} among the fields found: {_listed(names)}"
+        what = f"no column for {', '.join(missing)} among the fields found: {listed(names)}"
         flags = _FLAGS[asked] if labelled else " ".join(f"--rows.columns.{role} NAME" for role in missing)
         raise InputError(where, what, fix=f"say which is which: {flags}")
     return found
@@ -171,7 +166,7 @@ def _find(
             return labelled
         if "text" in actual:
             return Columns(text=actual["text"], layout="text")
-    what = f"no known columns among the fields found: {_listed(names)}"
+    what = f"no known columns among the fields found: {listed(names)}"
     fix = f"say which is which: {_FLAGS[kind]}; --rows.names A,B where the file has no header line"
     raise InputError(where, what, fix=_if_asked(names, actual, given) + fix if kind is None else fix)
 
@@ -270,7 +265,7 @@ def _fill(names: Sequence[str], wanted: ColumnsConfig, where: str) -> Columns:
         if chosen[role] is None:
             left = [n for n in names if n.strip().lower() in known and n not in (wanted.prompt, wanted.completion)]
             if len(left) != 1:
-                what = f"--rows.columns.{role} is missing; fields found: {_listed(names)}"
+                what = f"--rows.columns.{role} is missing; fields found: {listed(names)}"
                 raise InputError(where, what, fix=f"--rows.columns.{role} NAME")
             chosen[role] = left[0]
     return Columns(prompt=chosen["prompt"], input=wanted.input, completion=chosen["completion"])
@@ -285,69 +280,3 @@ def adopt_input(columns: Columns, rows: Iterable[Row]) -> Columns:
             if found is not None:
                 return replace(columns, input=found)
     return columns
-
-
-def select(row: Row, columns: Columns) -> dict[str, str]:
-    """Return the text of every role by role name, then every further text column under its own name.
-
-    An input or a class that is missing, null or empty is ''. A conversation is given as canonical JSON (see
-    `Turn`). A further column that bears the name of a role is left out.
-
-    Raises:
-        InputError: a needed field is missing or is not text (null, number, list, ...), with the record's place.
-    """
-    taken: dict[str, str] = {}
-    for role, name in columns.roles.items():
-        value = row.fields.get(name)
-        if role == "label":
-            taken[role] = class_name(value, row.where, name)
-        elif role == "messages" and name in row.fields:
-            taken[role] = turns_json(parse_turns(value, f"{row.where}: the field '{name}'"))
-        elif isinstance(value, str):
-            taken[role] = value
-        elif role == "input" and _is_nothing(value):
-            taken[role] = ""
-        elif name not in row.fields:
-            what = f"the field '{name}' ({role}) is missing; fields found: {_listed(row.fields)}"
-            raise InputError(row.where, what, fix=f"add the field, or map another: --rows.columns.{role} NAME")
-        else:
-            kind = kind_of(value)
-            got = kind if value is None else f"{kind}: {value!r}"
-            fix = (
-                "put the value in quotes"
-                if isinstance(value, int | float)
-                else f"give a text, or map another column: --rows.columns.{role} NAME"
-            )
-            fix = "fill it in, or leave the record out" if value is None else fix
-            raise InputError(row.where, f"the field '{name}' ({role}) must be text", got, fix)
-    if columns.kind == "instruct" and columns.messages is None:
-        taken.setdefault("input", "")
-    used = set(columns.roles.values())
-    for name, value in row.fields.items():
-        if name not in used and name not in taken and isinstance(value, str):
-            taken[name] = value
-    return taken
-
-
-def _is_nothing(value: object) -> bool:
-    """Whether a table says by `value` that there is none: null, NaN, or the NA of pandas."""
-    return value is None or type(value).__name__ == "NAType" or (isinstance(value, Real) and value != value)
-
-
-def class_name(value: object, where: str, column: str = "label") -> str:
-    """Return the name of a class: a text without blanks at its ends, or a whole number or truth value as text.
-
-    '' stands for no class: null, a NaN of a table, or an empty text. InputError for anything else.
-    """
-    if isinstance(value, str):
-        return value.strip()
-    if _is_nothing(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value))
-    if isinstance(value, Integral):
-        return str(int(value))
-    if isinstance(value, Real) and float(value).is_integer():
-        return str(int(float(value)))
-    fix = "give one class a record, as a text or a whole number"
-    raise InputError(where, f"the field '{column}' (label) is no class", f"{kind_of(value)}: {value!r}", fix)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
-from finetwo.data.columns import Columns, detect_columns, select
+from finetwo.data.columns import Columns, detect_columns
 from finetwo.data.decoding import decoded
 from finetwo.data.examples import END_OF_TEXT
 from finetwo.data.folders import FORMATS, suffix_of
 from finetwo.data.opening import SourceFile
+from finetwo.data.selecting import select
 from finetwo.data.source import Note, place, read_rows
 from finetwo.data.split import content_key, position
 

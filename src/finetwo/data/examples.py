@@ -17,12 +17,14 @@ from typing import Protocol, runtime_checkable
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 from finetwo.core.strict_json import parse_json
-from finetwo.data.columns import Columns, Kind, adopt_input, detect_columns, select
+from finetwo.data.columns import Columns, Kind, adopt_input, detect_columns
 from finetwo.data.folders import held_out
 from finetwo.data.json_stream import kind_of, surrogate_fault
 from finetwo.data.labels import find_labels, given_labels, name_classes, without_unlabelled
+from finetwo.data.overlapping import find_overlap
+from finetwo.data.selecting import select
 from finetwo.data.source import SPLITS, Note, Row, find_files, place, read_all
-from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, content_key, parse_split, split_rows
+from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, parse_split, split_rows
 from finetwo.text.template import blank_part, turns_from_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -200,7 +202,7 @@ def _assemble(groups: dict[str, list[Row]], wanted: _Wanted, seed: int, on_note:
         labels = find_labels(splits, given, origin, own, of_model=bool(wanted.labels))
     counts.update({name: len(part) for name, part in splits.items()})
     counts["end_of_text"] = count_marks(e for part in splits.values() for e in part)
-    counts["overlap"] = _overlap(splits, rows, on_note, origin)
+    counts["overlap"] = find_overlap(splits, rows, on_note, origin)
     _say(counts, on_note, origin)
     return Loaded(splits, columns, dict(counts), digest(splits), origin, labels)
 
@@ -275,32 +277,6 @@ def digest(splits: Mapping[str, Sequence[Example]]) -> str:
             text = json.dumps(example.fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
             total.update(text.encode("ascii") + b"\n")
     return total.hexdigest()
-
-
-def _overlap(splits: Mapping[str, Sequence[Example]], rows: RowsConfig, on_note: Note, origin: str) -> int:
-    """Count validation and test examples whose content is in train too; name the first three pairs, or stop."""
-    if not splits["validation"] and not splits["test"]:
-        return 0
-    first: dict[bytes, Example] = {}
-    for example in splits["train"]:
-        first.setdefault(hashlib.sha256(content_key(example.fields)).digest(), example)
-    total = 0
-    for name in ("validation", "test"):
-        keys = ((hashlib.sha256(content_key(e.fields)).digest(), e) for e in splits[name])
-        pairs = [(first[key], e) for key, e in keys if key in first]
-        if pairs:
-            shown = "; ".join(f"{a.where} = {b.where}" for a, b in pairs[:3])
-            tell_overlap(f"{len(pairs):,} of {len(splits[name]):,} {name} records", shown, rows, on_note, origin)
-        total += len(pairs)
-    return total
-
-
-def tell_overlap(share: str, pairs: str, rows: RowsConfig, on_note: Note, origin: str) -> None:
-    """Say that a `share` of records is in train too, with their first `pairs`; InputError where that was asked for."""
-    if rows.on_overlap == "error":
-        fix = "remove them from one side, or leave --rows.on_overlap error out"
-        raise InputError(origin, f"{share} are in train too: {pairs}", fix=fix)
-    on_note(f"warning: {share} are in train too: {pairs}")
 
 
 def _say(counts: Counter[str], on_note: Note, origin: str) -> None:

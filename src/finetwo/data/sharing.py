@@ -17,8 +17,9 @@ import numpy as np
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import InputError
 from finetwo.data.documents import Document, Part, Reader, cut
-from finetwo.data.examples import END_OF_TEXT, tell_overlap
+from finetwo.data.examples import END_OF_TEXT
 from finetwo.data.folders import held_out
+from finetwo.data.overlapping import tell_overlap
 from finetwo.data.source import SPLITS, Note, find_files, place
 from finetwo.data.split import DEFAULT_SPLIT, MIN_RECORDS, parse_split, side_of
 

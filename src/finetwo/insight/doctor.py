@@ -16,8 +16,8 @@ from pathlib import Path
 
 from finetwo.core.config import RowsConfig
 from finetwo.core.errors import shown
-from finetwo.data.columns import select
 from finetwo.data.examples import Example, Loaded
+from finetwo.data.selecting import select
 from finetwo.data.source import SPLITS, find_files, place, read_all
 from finetwo.data.split import content_key, parse_split
 from finetwo.insight.findings import Finding, Findings, Spot, spot

@@ -32,7 +32,7 @@ from finetwo.insight.samples import Shown, Watch, chunk_samples, proof_sample
 from finetwo.tasks.task import Task
 from finetwo.text.tokenizer import Tokenizer
 from finetwo.train.batching import make_loader
-from finetwo.train.job import complete, prepared_data, refuse_idle
+from finetwo.train.parts import complete, prepared_data, refuse_idle
 from finetwo.train.prepare import Prepared, detect_task
 from finetwo.train.prepared import Wanted
 from finetwo.train.rng import seed_all

@@ -7,37 +7,32 @@ can be refused is refused before the first step and before anything of the user'
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from finetwo.core.config import SamplingConfig, TrainConfig, to_dict
+from finetwo.core.config import TrainConfig, to_dict
 from finetwo.core.errors import FineTwoError, InputError
 from finetwo.core.files import TEMPORARY, write_json
-from finetwo.data.columns import Columns
 from finetwo.data.examples import Loaded
 from finetwo.data.labels import class_weights
 from finetwo.generate.pipeline import Model
-from finetwo.generate.prompts import read_prompts
-from finetwo.model.network import Network
 from finetwo.model.stored import count_parameters
-from finetwo.store.folder import Extras, base_digest, save_model
+from finetwo.store.folder import base_digest
 from finetwo.store.hub_data import data_path
-from finetwo.store.peft import save_adapter
 from finetwo.store.run import CACHE, RunFolder
 from finetwo.store.yaml import write_yaml
 from finetwo.text.template import Template
 from finetwo.train.batching import make_loader
-from finetwo.train.evaluate import byte_lengths, class_evaluation, class_logits, evaluate
 from finetwo.train.listeners import Listener, Listeners, make_listener
 from finetwo.train.loop import Training
 from finetwo.train.memory import check_memory
-from finetwo.train.optimizer import freeze, trainable
+from finetwo.train.optimizer import trainable
+from finetwo.train.parts import complete, evaluator, prepared_data, sampler, saver
 from finetwo.train.prepare import Prepared, detect_task
-from finetwo.train.prepared import Wanted, adopt, prepare
+from finetwo.train.prepared import Wanted, adopt
 from finetwo.train.progress import progress_of
 from finetwo.train.receipt import Receipt, Subject
 from finetwo.train.report import Report
@@ -50,12 +45,10 @@ from finetwo.train.start import (
     fresh_start,
     given_start,
     pick_device,
-    quantise_base,
     settle,
     settle_precision,
 )
 from finetwo.train.stepping import Job
-from finetwo.train.templates import make_template
 
 Say = Callable[[str], None]
 _MADE = f"{TEMPORARY}tokens"
@@ -193,9 +186,9 @@ def _plan(wanted: Wanted, start: Start, folder: RunFolder, say: Say) -> _Planned
         loader=loader,
         lr=config.lr,
         total_steps=total,
-        evaluate=_evaluator(config, model, prepared, weights, say),
-        sample=_sampler(config, model),
-        save=_saver(config, model, start, under),
+        evaluate=evaluator(config, model, prepared, weights, say),
+        sample=sampler(config, model),
+        save=saver(config, model, start, under),
         fingerprint=fingerprint_of(config, prepared, start, under, total),
         where_of=prepared.where_of,
         class_weights=weights,
@@ -207,128 +200,3 @@ def _step_size(config: TrainConfig) -> str:
     if config.batch_tokens is not None:
         return f"up to {config.batch_tokens * config.grad_accum:,} tokens"
     return f"{config.batch_size * config.grad_accum} records"
-
-
-# --- the parts of the job -----------------------------------------------------------------------------------------
-
-
-def prepared_data(wanted: Wanted, cache: Path, made: Path, say: Say) -> Prepared:
-    """The data of a job, from the folder `cache` or made in `made`; InputError as `prepare` and for idle options."""
-    if wanted.task.layout == "stream":
-        make_template(wanted.task, wanted.config.template, None, Columns(), [])
-    return prepare(wanted, cache, made, say)
-
-
-def complete(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> int:
-    """Give the network its classes, its adapter and its frozen parts, and store its base as --quantize asks.
-
-    Returns how many weights --freeze holds back.
-    """
-    _add_classes(config, network, prepared, say)
-    _add_adapter(config, network, say)
-    held_back = freeze(network, config.freeze) if config.freeze else 0
-    quantise_base(config, network, say)
-    return held_back
-
-
-def _add_classes(config: TrainConfig, network: Network, prepared: Prepared, say: Say) -> None:
-    """Give the network a head over the data's classes, unless it is a classifier of these very classes already."""
-    there = network.config.labels
-    if not prepared.labels:
-        return
-    if there == prepared.labels and network.config.pooling == config.pooling:
-        say(f"head: going on with the model's own over {len(there)} classes")
-        return
-    if there == prepared.labels:
-        asked = f"--pooling {config.pooling} asks for another"
-        say(f"head: the model's reads {network.config.pooling}, {asked}; a fresh head is put on")
-    elif there:
-        say(f"head: the model's classes ({', '.join(there[:6])}) are not those of the data; a fresh head is put on")
-    network.add_classes(prepared.labels, config.pooling, config.seed)
-
-
-def _add_adapter(config: TrainConfig, network: Network, say: Say) -> None:
-    if config.lora.enabled:
-        count = network.add_lora(config.lora, config.seed)
-        lora = config.lora.resolved()
-        say(f"lora: rank {lora.rank}, alpha {lora.alpha:g} on {count} linears ({lora.targets})")
-    if network.lora is not None:
-        network.freeze_all_but_lora()
-
-
-def refuse_idle(config: TrainConfig) -> None:
-    """Raise InputError for options of evaluation, where there is no validation data."""
-    unset = TrainConfig()
-    for name, idle in (("patience", ()), ("eval_every", ("0",)), ("eval_limit", ())):
-        value = getattr(config, name)
-        if value != getattr(unset, name) and value not in idle:
-            fix = f"give a validation file or --rows.split, or leave --{name} out"
-            raise InputError(f"--{name}", "there is no validation data", value, fix)
-
-
-def _evaluator(
-    config: TrainConfig, model: Model, prepared: Prepared, weights: Sequence[float] | None, say: Say
-) -> Callable[[Callable[[], bool]], Any] | None:
-    validation = prepared.validation
-    if validation is None:
-        refuse_idle(config)
-        say("no validation data: the run cannot tell the best step, and keeps the last")
-        return None
-    settings: dict[str, Any] = {
-        "precision": config.precision,
-        "packing": config.packing,
-        "limit": config.eval_limit,
-    }
-    if prepared.labels:
-
-        def tell(stopping: Callable[[], bool]) -> Any:
-            found = class_logits(model.network, validation, config.batch_size, stopping=stopping, **settings)
-            return None if found is None else class_evaluation(*found, weights)
-
-        return tell
-    lengths = byte_lengths(model.tokenizer)
-
-    def run(stopping: Callable[[], bool]) -> Any:
-        return evaluate(
-            model.network, validation, config.batch_size, byte_lengths=lengths, stopping=stopping, **settings
-        )
-
-    return run
-
-
-def _sampler(config: TrainConfig, model: Model) -> Callable[[], list[Mapping[str, Any]]] | None:
-    if config.sample_prompts is None:
-        return None
-    prompts = read_prompts(Path(config.sample_prompts))
-    sampling: SamplingConfig = config.sampling
-    for prompt in prompts:  # what cannot be asked is refused before anything is written
-        model.prompt_ids(prompt)
-
-    def run() -> list[Mapping[str, Any]]:
-        was_training = model.network.training
-        model.network.eval()
-        try:
-            answers = model.answers(prompts, sampling)
-        finally:
-            model.network.train(was_training)
-        return [{"prompt": a.prompt, "texts": a.texts, "finish_reasons": a.finish_reasons} for a in answers]
-
-    return run
-
-
-def _saver(
-    config: TrainConfig, model: Model, start: Start, under: str
-) -> Callable[[Path, Mapping[str, Any] | None], None]:
-    extras = Extras(task=model.task, template=model.template)
-
-    def save(folder: Path, evaluation: Mapping[str, Any] | None) -> None:
-        found = extras
-        if model.network.config.labels:
-            temperature = float((evaluation or {}).get("temperature", 1.0))
-            found = replace(extras, temperature=temperature, max_length=config.max_length)
-        if model.network.lora is None:
-            save_model(folder, model.network, model.tokenizer, found)
-        else:
-            save_adapter(folder, model.network, model.tokenizer, replace(found, base=start.base, base_sha256=under))
-
-    return save
