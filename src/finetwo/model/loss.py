@@ -134,8 +134,8 @@ def _chunk(
     That is (n, rows of w), in the precision of w.
     """
     logits = x @ w.t()
-    fused = kernels(x.device)
-    if fused is not None and logits.dtype != torch.float32:
+    fused = kernels(x.device, logits.dtype) if logits.dtype != torch.float32 else None
+    if fused is not None:
         each: Tensor = fused.cross_entropy_(logits, y, classes, weights, scale, gradient=gradient)
         return each.sum(), logits if gradient else None
     losses, p, mass = _losses(logits[:, :classes].float(), y)
