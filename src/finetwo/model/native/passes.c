@@ -145,8 +145,8 @@ void ft_add_norm_backward(const void *dy, const float *dtotal, const float *tota
     }
 }
 
-/* y (n) = x where a drawn number keeps it, times `more`, else 0; the same seed drops the same. low: bfloat16. */
-void ft_dropout(const void *x, void *y, long n, uint64_t seed, uint32_t threshold, float more, int low, int threads) {
+/* y (n) = x where a drawn number keeps it, times `more`, else 0; the same seed drops the same. */
+void ft_dropout(const Low *x, Low *y, long n, uint64_t seed, uint32_t threshold, float more, int threads) {
     const long block = 4096;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long b = 0; b < n; b += block) {
@@ -156,11 +156,7 @@ void ft_dropout(const void *x, void *y, long n, uint64_t seed, uint32_t threshol
             const __m512i place = _mm512_add_epi32(*lanes(), _mm512_set1_epi32((int)(i - b)));
             const Mask m = first(n - i);
             const Mask keep = m & _mm512_cmpge_epu32_mask(drawn(key, other, place), _mm512_set1_epi32((int)threshold));
-            const Floats v = _mm512_maskz_mul_ps(keep, read(x, low, i, m), all(more));
-            if (low)
-                low_to((Low *)y + i, m, v);
-            else
-                _mm512_mask_storeu_ps((float *)y + i, m, v);
+            low_to(y + i, m, _mm512_maskz_mul_ps(keep, low_at(x + i, m), all(more)));
         }
     }
 }
