@@ -21,6 +21,7 @@ _P, _N, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 _TAKES = {
     "ft_gelu": (_P, _P, _L, _N),
     "ft_gelu_backward": (_P, _P, _P, _L, _N),
+    "ft_widen": (_P, _P, _L, _N, _N),
     "ft_cross_entropy": (_P, _P, _P, _P, _L, _L, _L, _F, _N, _N),
     "ft_add_norm": (*(_P,) * 8, _L, _L, _F, _N, _N),
     "ft_add_norm_backward": (*(_P,) * 9, _L, _L, _N, _N),
@@ -76,6 +77,12 @@ def gelu_backward(x: Tensor, dy: Tensor) -> Tensor:
     assert _low(x) and _low(dy) and x.shape == dy.shape
     _call("ft_gelu_backward", x, dy, dx, x.numel())
     return dx
+
+
+def widen_(to: Tensor, x: Tensor, *, add: bool) -> None:
+    """Write x, bfloat16, to `to`, float32, or add it there."""
+    assert _low(x) and not _low(to) and x.shape == to.shape
+    _call("ft_widen", to, x, x.numel(), add)
 
 
 def dropped(x: Tensor, probability: float, seed: int) -> Tensor:

@@ -39,6 +39,21 @@ void ft_gelu_backward(const Low *x, const Low *dy, Low *dx, long n, int threads)
     }
 }
 
+/* to (n) = or += from (n), past the caches: gradients are read again when all are there. */
+void ft_widen(float *to, const Low *from, long n, int add, int threads) {
+    const int past = (uintptr_t)to % 64 == 0;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < n; i += 16) {
+        const Mask m = first(n - i);
+        Floats v = low_at(from + i, m);
+        if (add) v += _mm512_maskz_loadu_ps(m, to + i);
+        if (past && m == 0xffff && !add)
+            _mm512_stream_ps(to + i, v);
+        else
+            _mm512_mask_storeu_ps(to + i, m, v);
+    }
+}
+
 /* losses (rows), weighted; with `gradient` logits (rows, width) become `scale` times their gradient, 0 from `classes` on. */
 void ft_cross_entropy(Low *logits, const int64_t *targets, const float *weights, float *losses, long rows, long classes,
                       long width, float scale, int gradient, int threads) {
