@@ -69,33 +69,34 @@ class _Attend(torch.autograd.Function):
         n, heads, width = q.shape
         out, lse = torch.empty(n, heads, width, dtype=q.dtype), torch.empty(heads, n)
         call = tables.describe(heads, width)
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            setattr(call, name, x.data_ptr())
-            setattr(call, f"{name}_row", x.stride(0))
-        call.out, call.lse, call.scale, call.more = out.data_ptr(), lse.data_ptr(), scale, 1.0 / (1.0 - dropout)
+        call.scale, call.more = scale, 1.0 / (1.0 - dropout)
         if dropout:
             call.threshold, call.seed = threshold(dropout), int(torch.randint(2**62, ()))
-        _run(call, back=False)
+        _run(call, q, k, v, out, lse)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.call, ctx.tables = call, tables
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse = ctx.saved_tensors  # with recomputing others than forward had
         grad, found = grads[0].contiguous(), q.new_empty(q.shape[0], 3, *q.shape[1:])
-        assert grad.dtype == q.dtype and lse.is_contiguous() and out.is_contiguous() and k.shape == v.shape
-        call: _Attention = ctx.call
-        call.grad = grad.data_ptr()
+        assert grad.dtype == q.dtype
         dq, dk, dv = found.unbind(1)
-        call.dq, call.dk, call.dv = dq.data_ptr(), dk.data_ptr(), dv.data_ptr()
-        _run(call, back=True)
+        ctx.call.grad = grad.data_ptr()
+        ctx.call.dq, ctx.call.dk, ctx.call.dv = dq.data_ptr(), dk.data_ptr(), dv.data_ptr()
+        _run(ctx.call, q, k, v, out, lse, back=True)
         return dq, dk, dv, None, None, None
 
 
-def _run(call: _Attention, *, back: bool) -> None:
+def _run(call: _Attention, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, back: bool = False) -> None:
     found = library()
-    assert found is not None
+    assert found is not None and out.is_contiguous() and lse.is_contiguous()
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        assert x.dtype == torch.bfloat16 and x.stride()[1:] == (x.shape[2], 1) and x.shape == out.shape
+        setattr(call, name, x.data_ptr())
+        setattr(call, f"{name}_row", x.stride(0))
+    call.out, call.lse = out.data_ptr(), lse.data_ptr()
     if not found.ft_attend(ctypes.byref(call), back):
         raise MemoryError("attention")
 
@@ -125,8 +126,8 @@ class Native:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x (N, H, Dh) with its heads behind one another."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] and x.stride(0) % 2 == 0 else x.contiguous()
+    """The same (N, H, Dh) with its heads behind one another."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
 @cache
@@ -140,7 +141,7 @@ def _proven() -> bool:
     up = torch.randn(given.shape[1:], generator=generator).bfloat16()
     with torch.enable_grad():
         found, wanted = given.clone().requires_grad_(), given.float().requires_grad_()
-        ours = Native(positions)(0, *found.unbind(), 0.2, 0.0)
+        ours = Native(positions)(0, found[0], found[1], found[2], 0.2, 0.0)
         ours.backward(up)
         plain = _plainly(positions, wanted)
         plain.backward(up.float())
