@@ -39,7 +39,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def off(found: Tensor, wanted: Tensor) -> float:
     assert found.shape == wanted.shape
-    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    return float((found.detach().float() - wanted.detach().float()).norm() / wanted.detach().float().norm())
 
 
 def test_they_are_used_here() -> None:
