@@ -244,7 +244,7 @@ def test_a_step_is_as_near_to_float32_as_without_them(
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that has none, attention in bfloat16 as well; caches hold what was found: they are stood in for."""
+    """As on a machine that has none, attention in bfloat16 as well; what caches hold is stood in for."""
     monkeypatch.setattr("finetwo.model.attend._slow_in_16_bits", lambda length: False)
     monkeypatch.setattr(native_attend, "_proven", lambda: False)
     for module in ("passes", "norm", "loss", "mixed"):
