@@ -163,6 +163,12 @@ def test_a_product_is_widened_and_added_as_it_is() -> None:
     assert torch.equal(summed_product(a, b, torch.float32, plain.clone()), plain + plain)
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (50, 128), (300, 333)])
+def test_rows_are_summed_in_float32(shape: tuple[int, int]) -> None:
+    x = (drawn(*shape) + 3).bfloat16()
+    assert off(native_passes.sum_rows(x), x.double().sum(0)) < 1e-6
+
+
 def test_what_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     passes.kernels.cache_clear()
     monkeypatch.setattr(native_passes, "gelu", lambda x: x * 0.5)

@@ -51,6 +51,13 @@ def _widened(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
     return found
 
 
+def _summed(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the rows of g (N, D), taken and given in `dtype`; PyTorch widens all of g first on a CPU."""
+    if dtype == torch.float32 and kernels(g.device, g.dtype) is native_passes:
+        return native_passes.sum_rows(g.contiguous())
+    return g.sum(0, dtype=dtype)
+
+
 class Copy:
     """A parameter in 16 bits, kept until the parameter may have changed.
 
@@ -174,6 +181,6 @@ class LowProduct(torch.autograd.Function):
         return (
             g @ weight.t() if ctx.needs_input_grad[0] else None,
             summed_product(x.t(), g, ctx.dtype) if ctx.needs_input_grad[1] else None,
-            g.sum(0, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None,
+            _summed(g, ctx.dtype) if ctx.needs_input_grad[2] else None,
             None,
         )

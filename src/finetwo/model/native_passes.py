@@ -22,6 +22,7 @@ _TAKES = {
     "ft_gelu": (_P, _P, _L, _N),
     "ft_gelu_backward": (_P, _P, _P, _L, _N),
     "ft_widen": (_P, _P, _L, _N, _N),
+    "ft_sum_rows": (_P, _P, _L, _L, _N),
     "ft_cross_entropy": (_P, _P, _P, _P, _L, _L, _L, _F, _N, _N),
     "ft_add_norm": (*(_P,) * 8, _L, _L, _F, _N, _N),
     "ft_add_norm_backward": (*(_P,) * 9, _L, _L, _N, _N),
@@ -83,6 +84,14 @@ def widen_(to: Tensor, x: Tensor, *, add: bool) -> None:
     """Write x, bfloat16, to `to`, float32, or add it there."""
     assert _low(x) and not _low(to) and x.shape == to.shape
     _call("ft_widen", to, x, x.numel(), add)
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """Return the sum of the rows of x (N, D), bfloat16, as (D,) float32."""
+    found = torch.empty(x.shape[1], dtype=torch.float32)
+    assert _low(x)
+    _call("ft_sum_rows", x, found, *x.shape)
+    return found
 
 
 def dropped(x: Tensor, probability: float, seed: int) -> Tensor:

@@ -54,6 +54,19 @@ void ft_widen(float *to, const Low *from, long n, int add, int threads) {
     }
 }
 
+/* to (width) = the sum of the rows of x (rows, width). */
+void ft_sum_rows(const Low *x, float *to, long rows, long width, int threads) {
+    enum { AT_ONCE = 8 };
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long c = 0; c < width; c += 16 * AT_ONCE) {
+        Floats sum[AT_ONCE];
+        for (int i = 0; i < AT_ONCE; i++) sum[i] = all(0);
+        for (long r = 0; r < rows; r++)
+            for (int i = 0; i < AT_ONCE; i++) sum[i] += low_at(x + r * width + c + 16 * i, first(width - c - 16 * i));
+        for (int i = 0; i < AT_ONCE; i++) _mm512_mask_storeu_ps(to + c + 16 * i, first(width - c - 16 * i), sum[i]);
+    }
+}
+
 /* losses (rows), weighted; with `gradient` logits (rows, width) become `scale` times their gradient, 0 from `classes` on. */
 void ft_cross_entropy(Low *logits, const int64_t *targets, const float *weights, float *losses, long rows, long classes,
                       long width, float scale, int gradient, int threads) {
