@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, embedding, gelu, relu
+from torch.nn.functional import embedding, relu
+from torch.nn.functional import gelu as exact_gelu
 from torch.utils.checkpoint import checkpoint
 
 from finetwo.model.attend import Attend
 from finetwo.model.config import GPT2Config
 from finetwo.model.linear import Linear
 from finetwo.model.norm import Norm
+from finetwo.model.passes import dropout, gelu
 
 
 def activate(name: str, x: Tensor) -> Tensor:
     """Apply the activation that `config.json` names; gelu_new is the tanh form (Hendrycks & Gimpel 2016)."""
     if name == "relu":
         return relu(x)
-    return gelu(x, approximate="none" if name == "gelu" else "tanh")
+    return exact_gelu(x) if name == "gelu" else gelu(x)
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:

@@ -64,10 +64,16 @@ def losses_of(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor,
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _rows(size: int, device: torch.device | None = None) -> int:
-    """How many rows of `size` logits are held at a time."""
-    most = _GPU_CHUNK_BYTES if device is not None and device.type == "cuda" else _CHUNK_BYTES
-    return max(16, most // (4 * size))
+def _rows(size: int, w: Tensor | None = None) -> int:
+    """How many rows of `size` logits are held at a time, `w` being the head's matrix.
+
+    Logits in float32 stand between two copies in 16 bits; where they become their gradient as they are, and need half
+    of float32's room, as many bytes hold four times as many rows.
+    """
+    if w is not None and w.device.type == "cuda":
+        return max(16, _GPU_CHUNK_BYTES // (4 * size))
+    one = w is not None and w.dtype != torch.float32 and kernels(w.device, w.dtype) is not None
+    return max(16, _CHUNK_BYTES // ((1 if one else 4) * size))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -96,7 +102,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight: Tensor | None = None
         total = hidden.new_zeros((), dtype=torch.float32)
-        size = _rows(weight.shape[0], hidden.device)
+        size = _rows(weight.shape[0], w)
         for i in range(0, hidden.shape[0], size):
             rows = slice(i, i + size)
             x, weights = hidden[rows].to(w.dtype), None if row_weights is None else row_weights[rows]
@@ -108,7 +114,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = g @ w
             if needs_weight:
-                grad_weight = _accumulate(grad_weight, g.t(), x)
+                grad_weight = summed_product(g.t(), x, torch.float32, grad_weight)
         if grad_weight is not None:
             grad_weight = grad_weight[: weight.shape[0]]
         ctx.gradients, ctx.weight_dtype = (grad_hidden, grad_weight), weight.dtype
@@ -133,8 +139,8 @@ def _chunk(
     That is (n, rows of w), in the precision of w.
     """
     logits = x @ w.t()
-    fused = kernels(x.device)
-    if fused is not None and logits.dtype != torch.float32:
+    fused = kernels(x.device, logits.dtype) if logits.dtype != torch.float32 else None
+    if fused is not None:
         each: Tensor = fused.cross_entropy_(logits, y, classes, weights, scale, gradient=gradient)
         return each.sum(), logits if gradient else None
     losses, p, mass = _losses(logits[:, :classes].float(), y)
@@ -154,10 +160,3 @@ def _losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p = logits.sub_(top).exp_()
     mass = p.sum(dim=1, keepdim=True)
     return mass.squeeze(1).log() - picked, p, mass
-
-
-def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Return total + a @ b in float32, without a pass of its own where the precision allows it."""
-    if total is None:
-        return summed_product(a, b, torch.float32)
-    return total.addmm_(a, b) if a.dtype == torch.float32 else total.add_(summed_product(a, b, torch.float32))

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from finetwo.model import native_passes
+from finetwo.model.passes import kernels
+
+_ROWS = 4096
+"""Rows of a product that are made at a time where it is then widened: some megabytes."""
 _TILE = 64
 """Rows of a head's copy come in such numbers on a GPU, whose matrix units want it: GPT-2's 50,257 become 50,304."""
 
@@ -25,13 +30,32 @@ def only_imitates_bf16(device: torch.device) -> bool:
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
-def summed_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a @ b` in `dtype`; a GPU's products sum in float32 and can write that as it is."""
+def summed_product(a: Tensor, b: Tensor, dtype: torch.dtype, total: Tensor | None = None) -> Tensor:
+    """`a @ b` in `dtype`, added to `total` if there is one; a GPU's products sum in float32 and can write that."""
     if a.dtype == dtype:
-        return a @ b
+        return a @ b if total is None else total.addmm_(a, b)
     if a.device.type == "cuda" and dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return (a @ b).to(dtype)
+        found = torch.mm(a, b, out_dtype=dtype)
+    elif dtype == torch.float32 and kernels(a.device, a.dtype) is native_passes:
+        return _widened(a, b, total)
+    else:
+        found = (a @ b).to(dtype)
+    return found if total is None else total.add_(found)
+
+
+def _widened(a: Tensor, b: Tensor, total: Tensor | None) -> Tensor:
+    """The same on a CPU in bfloat16: some rows at a time, so that what is rounded does not leave the caches."""
+    found = torch.empty(a.shape[0], b.shape[1], dtype=torch.float32) if total is None else total
+    for i in range(0, a.shape[0], _ROWS):
+        native_passes.widen_(found[i : i + _ROWS], a[i : i + _ROWS] @ b, add=total is not None)
+    return found
+
+
+def _summed(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the rows of g (N, D), taken and given in `dtype`; PyTorch widens all of g first on a CPU."""
+    if dtype == torch.float32 and kernels(g.device, g.dtype) is native_passes:
+        return native_passes.sum_rows(g.contiguous())
+    return g.sum(0, dtype=dtype)
 
 
 class Copy:
@@ -157,6 +181,6 @@ class LowProduct(torch.autograd.Function):
         return (
             g @ weight.t() if ctx.needs_input_grad[0] else None,
             summed_product(x.t(), g, ctx.dtype) if ctx.needs_input_grad[1] else None,
-            g.sum(0, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None,
+            _summed(g, ctx.dtype) if ctx.needs_input_grad[2] else None,
             None,
         )

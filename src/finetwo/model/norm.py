@@ -21,8 +21,8 @@ class Norm(nn.LayerNorm, Lowerable):
         """None: it computes in float32."""
 
     def after(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return `x + delta` and its norm, each of the shape of x; in 16 bits where a GPU's kernel writes them."""
-        if self.lowered is None or kernels(x.device) is None:
+        """Return `x + delta` and its norm, each of the shape of x; in 16 bits where a kernel writes them."""
+        if self.lowered is None or kernels(x.device, self.lowered) is None:
             total = x if delta is None else x + delta
             return total, self(total)
         flat = x.reshape(-1, x.shape[-1]).float().contiguous()

@@ -20,6 +20,7 @@ from finetwo.data.loader import Sequences
 from finetwo.data.sequences import IGNORE, Sequence
 from finetwo.model.attend import Attend, Causal, Packed, Varlen, sent
 from finetwo.model.loss import kept
+from finetwo.model.native_attend import Native
 from finetwo.model.network import Network
 from finetwo.tasks import classes
 from finetwo.text.tokenizer import Tokenizer
@@ -87,9 +88,12 @@ def place(batch: Batch, network: Network, precision: str) -> Placed:
     device = next(network.parameters()).device
     tokens, positions, targets = (torch.from_numpy(a) for a in (batch.tokens, batch.positions, batch.targets))
     attend: Attend = Causal()
-    if batch.packed:
-        config = network.config
-        ragged = precision != "float32" and Varlen.usable(device, config.n_embd // config.n_head)
+    config = network.config
+    width = config.n_embd // config.n_head
+    if precision.startswith("bf16") and Native.usable(device, width):
+        attend = Native(positions, None if batch.packed else attend)
+    elif batch.packed:
+        ragged = precision != "float32" and Varlen.usable(device, width)
         attend = Varlen.of(batch.positions, device) if ragged else Packed(positions, device)
     tokens, positions, targets, keep = sent([tokens, positions, targets, kept(targets)], device)
     return Placed(tokens, positions, targets, keep, attend)
