@@ -1,0 +1,160 @@
+/* Products of float32 rows with float32 weights where they lie, shared out among threads, for each instruction set.
+ *
+ * A linear's weights are (inputs, outputs): an output's sum runs through the inputs in their order, one after the other.
+ * A table's are (outputs, inputs): an output is a product of two rows, lane by lane, and then the lanes. Neither depends
+ * on how many rows there are, on how outputs are shared out or on which thread computes, so neither do the bits.
+ */
+#if defined(__AVX512F__)
+enum { WIDE = 16, MANY = 8 }; /* numbers of a vector; rows whose sums fit into registers */
+#elif defined(__AVX__)
+enum { WIDE = 8, MANY = 4 };
+#else
+enum { WIDE = 4, MANY = 4 };
+#endif
+enum { FLOAT = 32, TABLE = 33 }; /* kinds of a Linear, beside INT8 and INT4 */
+enum { ACROSS = 3 * WIDE, CHUNK = 384, DEEP = 64, TOGETHER = 64, LINES = 4 };
+
+typedef float Vector __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+#define VECTOR(p) (*(Vector *)(p))
+#define SEEN(p) (*(const Vector *)(p))
+#define INLINED static inline __attribute__((always_inline))
+
+/* sums (rows, CHUNK) += x (rows, deep) times w (deep, vectors * WIDE); `ahead`: what is wanted next, as w lies. */
+INLINED void strip(int rows, int vectors, int deep, const float *w, long stride, const float *x, long x_stride,
+                   float *sums, const float *ahead) {
+    Vector total[MANY][3];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) total[r][v] = SEEN(sums + r * CHUNK + v * WIDE);
+    for (int k = 0; k < deep; k++, w += stride) {
+        Vector line[3];
+        for (int v = 0; v < vectors; v++) line[v] = SEEN(w + v * WIDE);
+        if (ahead)
+            for (int v = 0; v < vectors; v++) __builtin_prefetch(ahead + k * stride + v * WIDE);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) total[r][v] += x[r * x_stride + k] * line[v];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) VECTOR(sums + r * CHUNK + v * WIDE) = total[r][v];
+}
+
+INLINED int strips(int left, int vectors, int deep, const float *w, long stride, const float *x, long x_stride,
+                   float *sums, const float *ahead) {
+    const int rows = left >= MANY ? MANY : least(left, 4);
+    switch (rows) { /* the number of rows is a constant in each copy, so that sums stay in registers */
+    case 1: strip(1, vectors, deep, w, stride, x, x_stride, sums, ahead); break;
+    case 2: strip(2, vectors, deep, w, stride, x, x_stride, sums, ahead); break;
+    case 3: strip(3, vectors, deep, w, stride, x, x_stride, sums, ahead); break;
+    case MANY: strip(MANY, vectors, deep, w, stride, x, x_stride, sums, ahead); break;
+    default: strip(4, vectors, deep, w, stride, x, x_stride, sums, ahead);
+    }
+    return rows;
+}
+
+/* sums (rows, CHUNK) += x (rows, inputs) times n columns of w (inputs, stride). */
+static void columns(const float *w, long stride, int inputs, int n, const float *x, long x_stride, int rows,
+                    float *sums) {
+    const int most = rows == 1 ? 16 : DEEP;
+    for (int k = 0; k < inputs; k += most) {
+        const int deep = least(most, inputs - k);
+        for (int c = 0, across; c < n; c += across) {
+            const float *from = w + k * stride + c, *ahead = from + ACROSS;
+            float spare[DEEP * WIDE] __attribute__((aligned(64)));
+            across = n - c >= ACROSS ? ACROSS : least(WIDE, n - c);
+            if (c + ACROSS >= n) ahead = k + 2 * deep <= inputs ? w + (k + deep) * stride : NULL;
+            if (across < WIDE) { /* what a full vector would read behind a row is nobody's, at the last row */
+                memset(spare, 0, sizeof spare);
+                for (int i = 0; i < deep; i++) memcpy(spare + i * WIDE, from + i * stride, across * sizeof(float));
+                for (int row = 0; row < rows;)
+                    row += strips(rows - row, 1, deep, spare, WIDE, x + row * x_stride + k, x_stride,
+                                  sums + row * CHUNK + c, NULL);
+                continue;
+            }
+            for (int row = 0; row < rows; ahead = NULL)
+                row += across == ACROSS ? strips(rows - row, 3, deep, from, stride, x + row * x_stride + k, x_stride,
+                                                 sums + row * CHUNK + c, ahead)
+                                        : strips(rows - row, 1, deep, from, stride, x + row * x_stride + k, x_stride,
+                                                 sums + row * CHUNK + c, NULL);
+        }
+    }
+}
+
+/* y (rows, stride) = or += x times the linear, the part of its adapter from inner (rows, rank) added, then as multiply. */
+static void multiply_floats(Team *team, const Linear *by, const float *x, const float *inner, int rows, int how,
+                            int activation, float *y, int stride) {
+    const float *w = (const float *)by->codes;
+    const int chunk = least(CHUNK, up_to(by->outputs / (4 * team->threads) + 1, ACROSS));
+    for (int first = take(team, 1) * chunk; first < by->outputs; first = take(team, 1) * chunk) {
+        const int n = least(chunk, by->outputs - first);
+        for (int row = 0; row < rows; row += TOGETHER) {
+            const int count = least(TOGETHER, rows - row);
+            float sums[TOGETHER * CHUNK] __attribute__((aligned(64)));
+            for (int r = 0; r < count; r++) memset(sums + r * CHUNK, 0, up_to(n, TILE) * sizeof(float));
+            columns(w + first, by->outputs, by->inputs, n, x + (long)row * by->inputs, by->inputs, count, sums);
+            if (by->rank)
+                columns(by->up + first, by->outputs, by->rank, n, inner + (long)row * by->rank, by->rank, count, sums);
+            for (int r = 0; r < count; r++) {
+                float *out = sums + r * CHUNK, *to = y + (long)(row + r) * stride + first;
+                for (int i = 0; i < n && by->bias; i++) out[i] += by->bias[first + i];
+                if (activation >= 0) activate(activation, out, up_to(n, TILE));
+                if (how == ADD)
+                    for (int i = 0; i < n; i++) to[i] += out[i];
+                else
+                    memcpy(to, out, n * sizeof(float));
+            }
+        }
+    }
+    meet(team);
+}
+
+INLINED float lanes_of(Vector v) { /* halves onto each other: four sums at a time where there are as many */
+    float half[WIDE];
+    VECTOR(half) = v;
+    for (int n = WIDE / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) half[i] += half[i + n];
+    return half[0];
+}
+
+/* y (rows, stride), `lines` columns of it = x (rows, inputs) times rows of the table w. */
+INLINED void dots(int rows, int lines, const float *w, int inputs, const float *x, float *y, long stride) {
+    Vector total[4][LINES] = {0};
+    int k = 0;
+    for (; k + WIDE <= inputs; k += WIDE) {
+        Vector line[LINES];
+        for (int v = 0; v < lines; v++) line[v] = SEEN(w + (long)v * inputs + k);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < lines; v++) total[r][v] += SEEN(x + (long)r * inputs + k) * line[v];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < lines; v++) {
+            float rest = 0;
+            for (int i = k; i < inputs; i++) rest += x[(long)r * inputs + i] * w[(long)v * inputs + i];
+            y[r * stride + v] = lanes_of(total[r][v]) + rest;
+        }
+}
+
+INLINED void dots_of(int left, int lines, const float *w, int inputs, const float *x, float *y, long stride) {
+    switch (least(left, 4)) {
+    case 1: dots(1, lines, w, inputs, x, y, stride); break;
+    case 2: dots(2, lines, w, inputs, x, y, stride); break;
+    case 3: dots(3, lines, w, inputs, x, y, stride); break;
+    default: dots(4, lines, w, inputs, x, y, stride);
+    }
+}
+
+/* y (rows, outputs) = x (rows, inputs) times the table w (outputs, inputs) transposed. */
+static void multiply_table(Team *team, const float *w, int outputs, int inputs, const float *x, int rows, float *y) {
+    enum { PIECE = 16 * LINES };
+    for (int first = take(team, PIECE); first < outputs; first = take(team, PIECE)) {
+        const int end = least(outputs, first + PIECE);
+        for (int at_line = first, lines; at_line < end; at_line += lines) {
+            const float *line = w + (long)at_line * inputs;
+            lines = end - at_line >= LINES ? LINES : 1;
+            for (int row = 0; row < rows; row += 4) {
+                float *to = y + (long)row * outputs + at_line;
+                if (lines == LINES) dots_of(rows - row, LINES, line, inputs, x + (long)row * inputs, to, outputs);
+                else dots_of(rows - row, 1, line, inputs, x + (long)row * inputs, to, outputs);
+            }
+        }
+    }
+    meet(team);
+}
