@@ -12,11 +12,26 @@ enum { WIDE = 8, MANY = 4 };
 enum { WIDE = 4, MANY = 4 };
 #endif
 enum { FLOAT = 32, TABLE = 33 }; /* kinds of a Linear, beside INT8 and INT4 */
-enum { ACROSS = 3 * WIDE, CHUNK = 384, DEEP = 64, TOGETHER = 64, LINES = 4 };
+enum { ACROSS = 3 * WIDE, CHUNK = 384, DEEP = 64, TOGETHER = 64, LINES = 3 };
 
 typedef float Vector __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 #define VECTOR(p) (*(Vector *)(p))
 #define SEEN(p) (*(const Vector *)(p))
+#ifndef ONE
+#define ONE 16
+#endif
+#ifndef FAR
+#define FAR 9
+#endif
+#ifndef FEW
+#define FEW 64
+#endif
+#ifndef BULK
+#define BULK 64
+#endif
+#ifndef HINT
+#define HINT 2
+#endif
 #define INLINED static inline __attribute__((always_inline))
 
 /* sums (rows, CHUNK) += x (rows, deep) times w (deep, vectors * WIDE); `ahead`: what is wanted next, as w lies. */
@@ -29,7 +44,7 @@ INLINED void strip(int rows, int vectors, int deep, const float *w, long stride,
         Vector line[3];
         for (int v = 0; v < vectors; v++) line[v] = SEEN(w + v * WIDE);
         if (ahead)
-            for (int v = 0; v < vectors; v++) __builtin_prefetch(ahead + k * stride + v * WIDE);
+            for (int v = 0; v < vectors; v++) __builtin_prefetch(ahead + k * stride + v * WIDE, 0, HINT);
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) total[r][v] += x[r * x_stride + k] * line[v];
     }
@@ -53,7 +68,7 @@ INLINED int strips(int left, int vectors, int deep, const float *w, long stride,
 /* sums (rows, CHUNK) += x (rows, inputs) times n columns of w (inputs, stride). */
 static void columns(const float *w, long stride, int inputs, int n, const float *x, long x_stride, int rows,
                     float *sums) {
-    const int most = rows == 1 ? 16 : DEEP;
+    const int most = rows == 1 ? ONE : rows <= 8 ? FEW : BULK;
     for (int k = 0; k < inputs; k += most) {
         const int deep = least(most, inputs - k);
         for (int c = 0, across; c < n; c += across) {
@@ -106,55 +121,78 @@ static void multiply_floats(Team *team, const Linear *by, const float *x, const 
     meet(team);
 }
 
-INLINED float lanes_of(Vector v) { /* halves onto each other: four sums at a time where there are as many */
-    float half[WIDE];
-    VECTOR(half) = v;
-    for (int n = WIDE / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) half[i] += half[i + n];
-    return half[0];
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+#if defined(__clang__)
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
+#endif
+
+INLINED Four folded(Vector v) { /* halves onto each other until four are left */
+#if defined(__AVX512F__)
+    const __m256d upper = _mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1);
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm256_castpd_ps(upper));
+    return (Four)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif defined(__AVX__)
+    return (Four)_mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+    return (Four)v;
+#endif
 }
 
-/* y (rows, stride), `lines` columns of it = x (rows, inputs) times rows of the table w. */
-INLINED void dots(int rows, int lines, const float *w, int inputs, const float *x, float *y, long stride) {
-    Vector total[4][LINES] = {0};
+INLINED Four sums_of(const Vector *v) { /* of each of four vectors */
+    const Four a = folded(v[0]), b = folded(v[1]), c = folded(v[2]), d = folded(v[3]);
+    const Four ab = PICK(a, b, 0, 4, 1, 5) + PICK(a, b, 2, 6, 3, 7), cd = PICK(c, d, 0, 4, 1, 5) + PICK(c, d, 2, 6, 3, 7);
+    return PICK(ab, cd, 0, 1, 4, 5) + PICK(ab, cd, 2, 3, 6, 7);
+}
+
+/* y (rows, stride), `lines` columns of it = x (rows, inputs) times rows of the table w; what follows is fetched. */
+INLINED void dots(int rows, int lines, const float *w, int inputs, const float *x, float *y, long stride, int fetch) {
+    Vector total[MANY][4] = {0};
     int k = 0;
     for (; k + WIDE <= inputs; k += WIDE) {
         Vector line[LINES];
         for (int v = 0; v < lines; v++) line[v] = SEEN(w + (long)v * inputs + k);
+        if (fetch)
+            for (int v = 0; v < lines; v++) __builtin_prefetch(w + (long)(v + FAR) * inputs + k, 0, 2);
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < lines; v++) total[r][v] += SEEN(x + (long)r * inputs + k) * line[v];
     }
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        const Four found = sums_of(total[r]);
         for (int v = 0; v < lines; v++) {
             float rest = 0;
             for (int i = k; i < inputs; i++) rest += x[(long)r * inputs + i] * w[(long)v * inputs + i];
-            y[r * stride + v] = lanes_of(total[r][v]) + rest;
+            y[r * stride + v] = found[v] + rest;
         }
+    }
 }
 
-INLINED void dots_of(int left, int lines, const float *w, int inputs, const float *x, float *y, long stride) {
-    switch (least(left, 4)) {
-    case 1: dots(1, lines, w, inputs, x, y, stride); break;
-    case 2: dots(2, lines, w, inputs, x, y, stride); break;
-    case 3: dots(3, lines, w, inputs, x, y, stride); break;
-    default: dots(4, lines, w, inputs, x, y, stride);
+INLINED int dots_of(int left, int lines, const float *w, int inputs, const float *x, float *y, long stride, int fetch) {
+    const int rows = left >= MANY ? MANY : least(left, 4);
+    switch (rows) {
+    case 1: dots(1, lines, w, inputs, x, y, stride, fetch); break;
+    case 2: dots(2, lines, w, inputs, x, y, stride, fetch); break;
+    case 3: dots(3, lines, w, inputs, x, y, stride, fetch); break;
+    case MANY: dots(MANY, lines, w, inputs, x, y, stride, fetch); break;
+    default: dots(4, lines, w, inputs, x, y, stride, fetch);
     }
+    return rows;
 }
 
 /* y (rows, outputs) = x (rows, inputs) times the table w (outputs, inputs) transposed. */
 static void multiply_table(Team *team, const float *w, int outputs, int inputs, const float *x, int rows, float *y) {
-    enum { PIECE = 16 * LINES };
+    enum { PIECE = 16 * LINES }; /* stays in the second cache while row after row passes */
     for (int first = take(team, PIECE); first < outputs; first = take(team, PIECE)) {
         const int end = least(outputs, first + PIECE);
-        for (int at_line = first, lines; at_line < end; at_line += lines) {
-            const float *line = w + (long)at_line * inputs;
-            lines = end - at_line >= LINES ? LINES : 1;
-            for (int row = 0; row < rows; row += 4) {
-                float *to = y + (long)row * outputs + at_line;
-                if (lines == LINES) dots_of(rows - row, LINES, line, inputs, x + (long)row * inputs, to, outputs);
-                else dots_of(rows - row, 1, line, inputs, x + (long)row * inputs, to, outputs);
+        for (int row = 0, count = 0; row < rows; row += count)
+            for (int place = first, lines; place < end; place += lines) {
+                const float *line = w + (long)place * inputs, *from = x + (long)row * inputs;
+                float *to = y + (long)row * outputs + place;
+                lines = end - place >= LINES ? LINES : 1;
+                count = lines == LINES ? dots_of(rows - row, LINES, line, inputs, from, to, outputs, row == 0)
+                                       : dots_of(rows - row, 1, line, inputs, from, to, outputs, row == 0);
             }
-        }
     }
     meet(team);
 }
