@@ -1,4 +1,4 @@
-"""A network, whole or quantised, as one call of the compiled kernel: tokens, places and slots in, logits out, the cache kept.
+"""A network, whole or quantised, as one call of the compiled kernel: tokens, places and slots in, logits out.
 
 It knows the network's parts and the cache's layout, and must not know sampling or when a sequence ends. Its one
 invariant: a row's logits depend on its slot's tokens alone, bit for bit, however rows are put together in calls.

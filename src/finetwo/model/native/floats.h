@@ -12,29 +12,16 @@ enum { WIDE = 8, MANY = 4 };
 enum { WIDE = 4, MANY = 4 };
 #endif
 enum { FLOAT = 32, TABLE = 33 }; /* kinds of a Linear, beside INT8 and INT4 */
-enum { ACROSS = 3 * WIDE, CHUNK = 384, DEEP = 64, TOGETHER = 64, LINES = 3 };
+enum { ACROSS = 3 * WIDE, CHUNK = 384, TOGETHER = 64, LINES = 3 }; /* columns, rows and lines of a table at a time */
+enum { DEEP = 64, SHALLOW = 16, FAR = 9 }; /* inputs at a time of several rows and of one; lines fetched ahead: measured */
 
 typedef float Vector __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 #define VECTOR(p) (*(Vector *)(p))
 #define SEEN(p) (*(const Vector *)(p))
-#ifndef ONE
-#define ONE 16
-#endif
-#ifndef FAR
-#define FAR 9
-#endif
-#ifndef FEW
-#define FEW 64
-#endif
-#ifndef BULK
-#define BULK 64
-#endif
-#ifndef HINT
-#define HINT 2
-#endif
 #define INLINED static inline __attribute__((always_inline))
 
-/* sums (rows, CHUNK) += x (rows, deep) times w (deep, vectors * WIDE); `ahead`: what is wanted next, as w lies. */
+/* sums (rows, CHUNK) += x (rows, deep) times w (deep, vectors * WIDE); `ahead`: what is wanted next, as w lies, for the
+ * second cache: the first cannot wait for as many lines at once as memory gives. */
 INLINED void strip(int rows, int vectors, int deep, const float *w, long stride, const float *x, long x_stride,
                    float *sums, const float *ahead) {
     Vector total[MANY][3];
@@ -44,7 +31,7 @@ INLINED void strip(int rows, int vectors, int deep, const float *w, long stride,
         Vector line[3];
         for (int v = 0; v < vectors; v++) line[v] = SEEN(w + v * WIDE);
         if (ahead)
-            for (int v = 0; v < vectors; v++) __builtin_prefetch(ahead + k * stride + v * WIDE, 0, HINT);
+            for (int v = 0; v < vectors; v++) __builtin_prefetch(ahead + k * stride + v * WIDE, 0, 2);
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) total[r][v] += x[r * x_stride + k] * line[v];
     }
@@ -68,7 +55,7 @@ INLINED int strips(int left, int vectors, int deep, const float *w, long stride,
 /* sums (rows, CHUNK) += x (rows, inputs) times n columns of w (inputs, stride). */
 static void columns(const float *w, long stride, int inputs, int n, const float *x, long x_stride, int rows,
                     float *sums) {
-    const int most = rows == 1 ? ONE : rows <= 8 ? FEW : BULK;
+    const int most = rows == 1 ? SHALLOW : DEEP;
     for (int k = 0; k < inputs; k += most) {
         const int deep = least(most, inputs - k);
         for (int c = 0, across; c < n; c += across) {
@@ -97,7 +84,8 @@ static void columns(const float *w, long stride, int inputs, int n, const float 
 static void multiply_floats(Team *team, const Linear *by, const float *x, const float *inner, int rows, int how,
                             int activation, float *y, int stride) {
     const float *w = (const float *)by->codes;
-    const int chunk = least(CHUNK, up_to(by->outputs / (4 * team->threads) + 1, ACROSS));
+    const int pieces = (rows < 16 ? 4 : 8) * team->threads; /* so that nobody waits long at the end */
+    const int chunk = least(CHUNK, up_to((by->outputs - 1) / pieces + 1, ACROSS));
     for (int first = take(team, 1) * chunk; first < by->outputs; first = take(team, 1) * chunk) {
         const int n = least(chunk, by->outputs - first);
         for (int row = 0; row < rows; row += TOGETHER) {

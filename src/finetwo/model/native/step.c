@@ -29,45 +29,64 @@ typedef struct {
     float *keys, *values; /* (layers, slots, heads, capacity * padded): keys by blocks of 16 places, (padded, 16) each */
 } Network;
 
+enum { GROUPS = WIDE == 16 ? 4 : 2 }; /* of 16 numbers, weighed at a time */
+
 /* --- attention over the cache -------------------------------------------------------------------------------------- */
+
+/* Scores of a query with `count` blocks of 16 keys; even and odd numbers apart, so that sums need not wait for sums. */
+INLINED void score(int count, const float *q, const float *keys, int width, int padded, float scale, float *scores) {
+    Floats even[2] = {0}, odd[2] = {0};
+    int d = 0;
+    for (; d + 2 <= width; d += 2)
+        for (int b = 0; b < count; b++) {
+            even[b] += q[d] * at(keys + (b * padded + d) * 16);
+            odd[b] += q[d + 1] * at(keys + (b * padded + d + 1) * 16);
+        }
+    for (int b = 0; b < count; b++) {
+        if (d < width) even[b] += q[d] * at(keys + (b * padded + d) * 16);
+        *(Floats *)(scores + b * 16) = (even[b] + odd[b]) * scale;
+    }
+}
+
+/* `count` times 16 numbers of the values up to `place`, weighed, even and odd places apart. */
+INLINED void weigh(int count, const float *weights, const float *values, int place, int padded, float by, int width,
+                   float *out) {
+    Floats even[GROUPS] = {0}, odd[GROUPS] = {0};
+    int i = 0;
+    for (; i < place; i += 2, values += 2 * padded)
+        for (int g = 0; g < count; g++) {
+            even[g] += weights[i] * at(values + g * 16);
+            odd[g] += weights[i + 1] * at(values + padded + g * 16);
+        }
+    for (int g = 0; g < count; g++) {
+        if (i == place) even[g] += weights[i] * at(values + g * 16);
+        even[g] = (even[g] + odd[g]) * by;
+        memcpy(out + g * 16, &even[g], sizeof(float) * least(16, width - g * 16));
+    }
+}
 
 /* What the query of one head at `place` sees; keys by blocks of 16 places; scores has room for all places. */
 static void see(const float *q, const float *keys, const float *values, int place, int width, int padded, float scale,
                 float *scores, float *out) {
     const int blocks = place / 16 + 1;
-    float top = -INFINITY;
-    for (int b = 0; b < blocks; b++) {
-        Floats s = all(0), s2 = all(0);
-        const float *k = keys + (long)b * padded * 16;
-        int d = 0;
-        for (; d + 2 <= width; d += 2) {
-            s += q[d] * at(k + d * 16);
-            s2 += q[d + 1] * at(k + d * 16 + 16);
-        }
-        if (d < width) s += q[d] * at(k + d * 16);
-        s = (s + s2) * scale;
-        *(Floats *)(scores + b * 16) = s;
-        for (int i = 0; i < least(16, place + 1 - b * 16); i++) top = s[i] > top ? s[i] : top;
-    }
+    int b = 0;
+    for (; b + 2 <= blocks; b += 2) score(2, q, keys + (long)b * padded * 16, width, padded, scale, scores + b * 16);
+    if (b < blocks) score(1, q, keys + (long)b * padded * 16, width, padded, scale, scores + b * 16);
     for (int i = place + 1; i < blocks * 16; i++) scores[i] = -INFINITY;
-    Floats mass = all(0);
-    for (int b = 0; b < blocks; b++) {
+    Floats tops = at(scores), mass = all(0);
+    for (b = 1; b < blocks; b++) tops = choose(at(scores + b * 16) > tops, at(scores + b * 16), tops);
+    float top = tops[0];
+    for (int i = 1; i < 16; i++) top = tops[i] > top ? tops[i] : top;
+    for (b = 0; b < blocks; b++) {
         const Floats p = exponential(at(scores + b * 16) - top);
         *(Floats *)(scores + b * 16) = p;
         mass += p;
     }
     const float by = 1.0f / sum(mass);
-    for (int d = 0; d < padded; d += 16) {
-        Floats even = all(0), odd = all(0);
-        int i = 0;
-        for (; i < place; i += 2) {
-            even += scores[i] * at(values + (long)i * padded + d);
-            odd += scores[i + 1] * at(values + (long)(i + 1) * padded + d);
-        }
-        if (i == place) even += scores[i] * at(values + (long)i * padded + d);
-        even = (even + odd) * by;
-        memcpy(out + d, &even, sizeof(float) * least(16, width - d));
-    }
+    int d = 0;
+    for (; d + 16 * GROUPS <= padded; d += 16 * GROUPS)
+        weigh(GROUPS, scores, values + d, place, padded, by, width - d, out + d);
+    for (; d < padded; d += 16) weigh(1, scores, values + d, place, padded, by, width - d, out + d);
 }
 
 /* Rows of one slot follow each other; each run of them and each head is one piece: stored first, then seen. */
