@@ -4,6 +4,9 @@
  * A table's are (outputs, inputs): an output is a product of two rows, lane by lane, and then the lanes. Neither depends
  * on how many rows there are, on how outputs are shared out or on which thread computes, so neither do the bits.
  */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 #if defined(__AVX512F__)
 enum { WIDE = 16, MANY = 8 }; /* numbers of a vector; rows whose sums fit into registers */
 #elif defined(__AVX__)
@@ -20,6 +23,19 @@ typedef float Vector __attribute__((vector_size(4 * WIDE), aligned(4), may_alias
 #define SEEN(p) (*(const Vector *)(p))
 #define INLINED static inline __attribute__((always_inline))
 
+/* sum + a * b, in one instruction if there is one: a compiler left to choose may fuse for one number of rows only. */
+INLINED Vector fuse(Vector a, Vector b, Vector sum) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX__) && defined(__FMA__)
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__aarch64__)
+    return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    return sum + a * b;
+#endif
+}
+
 /* sums (rows, CHUNK) += x (rows, deep) times w (deep, vectors * WIDE); `ahead`: what is wanted next, as w lies, for the
  * second cache: the first cannot wait for as many lines at once as memory gives. */
 INLINED void strip(int rows, int vectors, int deep, const float *w, long stride, const float *x, long x_stride,
@@ -33,7 +49,8 @@ INLINED void strip(int rows, int vectors, int deep, const float *w, long stride,
         if (ahead)
             for (int v = 0; v < vectors; v++) __builtin_prefetch(ahead + k * stride + v * WIDE, 0, 2);
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) total[r][v] += x[r * x_stride + k] * line[v];
+            for (int v = 0; v < vectors; v++)
+                total[r][v] = fuse(x[r * x_stride + k] - (Vector){0}, line[v], total[r][v]);
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) VECTOR(sums + r * CHUNK + v * WIDE) = total[r][v];
@@ -144,15 +161,17 @@ INLINED void dots(int rows, int lines, const float *w, int inputs, const float *
         if (fetch)
             for (int v = 0; v < lines; v++) __builtin_prefetch(w + (long)(v + FAR) * inputs + k, 0, 2);
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < lines; v++) total[r][v] += SEEN(x + (long)r * inputs + k) * line[v];
+            for (int v = 0; v < lines; v++) total[r][v] = fuse(SEEN(x + (long)r * inputs + k), line[v], total[r][v]);
     }
     for (int r = 0; r < rows; r++) {
-        const Four found = sums_of(total[r]);
-        for (int v = 0; v < lines; v++) {
-            float rest = 0;
-            for (int i = k; i < inputs; i++) rest += x[(long)r * inputs + i] * w[(long)v * inputs + i];
-            y[r * stride + v] = found[v] + rest;
+        for (int v = 0; v < lines && k < inputs; v++) { /* what is left, filled up with 0 */
+            Vector a = {0}, b = {0};
+            memcpy(&a, x + (long)r * inputs + k, sizeof(float) * (inputs - k));
+            memcpy(&b, w + (long)v * inputs + k, sizeof(float) * (inputs - k));
+            total[r][v] = fuse(a, b, total[r][v]);
         }
+        const Four found = sums_of(total[r]);
+        for (int v = 0; v < lines; v++) y[r * stride + v] = found[v];
     }
 }
 
