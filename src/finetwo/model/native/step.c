@@ -9,7 +9,6 @@
  * Compiled by finetwo/core/compiled.py for the machine it runs on; finetwo/model/kernel.py holds the same declarations.
  */
 #include "codes.h"
-
 #include "floats.h"
 
 typedef struct {
