@@ -14,9 +14,11 @@ from finetwo.core.config import SamplingConfig
 from finetwo.core.errors import InputError
 from finetwo.generate import decoder as decoder_module
 from finetwo.generate import engine as engine_module
-from finetwo.generate.decoder import Decoder
+from finetwo.generate.decoder import Decoder, FusedDecoder
 from finetwo.generate.engine import Completion, Engine, Request
+from finetwo.model.fused import refused, usable
 from finetwo.model.network import Network
+from finetwo.model.storing import store_blocks
 from finetwo.text.tokenizer import Tokenizer
 
 GREEDY = SamplingConfig(max_new_tokens=12)
@@ -29,6 +31,18 @@ KINDS = {
     "short": {"n_positions": 16},
     "relu": {"activation_function": "relu"},
 }
+Way = type[Decoder] | type[FusedDecoder]
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    """Both ways to decode: by the compiled kernel, and by torch where there is none."""
+    if request.param == "torch":
+        monkeypatch.setattr(engine_module, "usable", lambda network: False)
+        return Decoder
+    if refused() is not None:
+        pytest.skip(f"no kernel: {refused()}")
+    return FusedDecoder
 
 
 def prompts(count: int, longest: int = 9) -> list[list[int]]:
@@ -37,8 +51,8 @@ def prompts(count: int, longest: int = 9) -> list[list[int]]:
     return [torch.randint(0, 299, (n,), generator=generator).tolist() for n in lengths]
 
 
-def adapted(seed: int = 0, rank: int = 1) -> Network:
-    network = random_network(shape(), seed)
+def adapted(seed: int = 0, rank: int = 1, **settings: object) -> Network:
+    network = random_network(shape(**settings), seed)
     network.add_lora(rank=rank, targets="all-linear", dropout=0.5)
     with torch.no_grad():
         for n, p in network.named_parameters():
@@ -52,11 +66,11 @@ def ids(done: Sequence[Sequence[Completion]]) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "lora"])
-def test_cached_logits_equal_the_full_forward(kind: str) -> None:
+def test_cached_logits_equal_the_full_forward(kind: str, way: Way) -> None:
     network = adapted() if kind == "lora" else random_network(shape(**KINDS[kind]))
     network.eval()
     sequences = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [20, 21, 22]]
-    decoder = Decoder(network, 300, 8, 16)
+    decoder = way(network, 300, 8, 16)
     given = [3, 1]
     got = [[decoder.start(s, s, seq[:n])[0]] for s, (seq, n) in enumerate(zip(sequences, given, strict=True))]
     for step in range(7):
@@ -71,7 +85,7 @@ def test_cached_logits_equal_the_full_forward(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_greedy_equals_transformers(kind: str, penalty: float, tokenizer: Tokenizer) -> None:
+def test_greedy_equals_transformers(kind: str, penalty: float, way: Way, tokenizer: Tokenizer) -> None:
     network = random_network(shape(**KINDS[kind]), seed=1)
     their_config = TheirConfig(**{k: v for k, v in network.config.to_dict().items() if k != "architectures"})
     theirs = GPT2LMHeadModel(their_config).eval()
@@ -98,9 +112,13 @@ def test_greedy_equals_transformers(kind: str, penalty: float, tokenizer: Tokeni
 @pytest.mark.parametrize("kind", ["plain", "odd_heads", "lora"])
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
 @pytest.mark.parametrize("count", [1, 3, 8, 9, 17])
-def test_company_changes_nothing(kind: str, sampling: SamplingConfig, count: int, tokenizer: Tokenizer) -> None:
+def test_company_changes_nothing(
+    kind: str, sampling: SamplingConfig, count: int, way: Way, tokenizer: Tokenizer
+) -> None:
     network = adapted(rank=3) if kind == "lora" else random_network(shape(**KINDS[kind]))
     requests = [Request(p, sampling) for p in prompts(count)]
+    engine = Engine(network, tokenizer)
+    assert type(engine._decoder(engine._answers(0, requests[0]))) is way
     alone = [Engine(network, tokenizer).complete([r])[0] for r in requests]
     assert Engine(network, tokenizer).complete(requests) == alone
     assert Engine(network, tokenizer, max_slots=8).complete(requests) == alone
@@ -127,25 +145,80 @@ def test_logits_are_equal_bit_for_bit(together: bool, threads: int, monkeypatch:
                 assert torch.equal(one.step({2: 7})[0], step[slot])
 
 
+@pytest.mark.skipif(refused() is not None, reason=f"no kernel: {refused()}")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "odd_heads", "lora"])
+def test_logits_of_the_kernel_are_equal_bit_for_bit(kind: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    longer = {"n_positions": 200}
+    network = adapted(rank=3, **longer) if kind == "lora" else random_network(shape(**longer, **KINDS[kind]))
+    texts = prompts(19, longest=150)
+    many = FusedDecoder(network, 300, 19, 200)
+    first = [many.start(slot, slot, p) for slot, p in enumerate(texts)]
+    steps = [many.step(dict.fromkeys(range(19), 7)) for _ in range(4)]
+    torch.set_num_threads(1)
+    for slot in (0, 3, 11, 18):
+        one = FusedDecoder(network, 300, 1, 170)
+        assert torch.equal(one.start(0, 0, texts[slot]), first[slot])
+        for count, step in zip((2, 5, 8, 13), steps, strict=True):
+            assert torch.equal(one.step({0: 7})[0], step[slot])
+            few = FusedDecoder(network, 300, count, 170)  # other company, and its place in a call another
+            for place in range(count):
+                few.start(place, place, texts[(slot + place + 1) % 19])
+            few.start(count - 1, 99, texts[slot])
+            assert torch.equal(few.step(dict.fromkeys(range(count), 7))[-1], steps[0][slot])
+
+
+def test_which_networks_the_kernel_takes() -> None:
+    there = refused() is None
+    network = random_network(shape())
+    assert usable(network) == usable(adapted()) == there
+    with network.lowered():
+        assert not usable(network)
+    assert usable(network) == there
+    assert not usable(random_network(shape()).to(torch.bfloat16))
+    stored = adapted()
+    store_blocks(stored, "nf4")
+    assert not usable(stored)
+
+
+@pytest.mark.skipif(refused() is not None, reason=f"no kernel: {refused()}")
+def test_the_kernel_reads_weights_that_learned(tokenizer: Tokenizer) -> None:
+    network, request = adapted(), Request([1, 2, 3], GREEDY)
+    engine = Engine(network, tokenizer)
+    before = engine.complete([request])
+    with torch.no_grad():
+        for n, p in network.named_parameters():
+            if "lora_B" in n:
+                p.mul_(-3)
+    (done,) = engine.complete([request])[0]
+    assert [[done]] != before
+    with torch.no_grad():
+        best = network.eval()(torch.tensor([[1, 2, 3, *done.tokens]]))[0].argmax(-1).tolist()
+    assert done.tokens == best[2:-1]
+
+
 def test_rows_agree_on_this_machine() -> None:
     assert decoder_module.rows_agree(random_network(shape()), 32)  # else the engine is right but slow
 
 
 @pytest.mark.parametrize("max_slots", [8, 32])
-def test_samples_share_the_prompt_and_equal_it_alone(network: Network, tokenizer: Tokenizer, max_slots: int) -> None:
+def test_samples_share_the_prompt_and_equal_it_alone(
+    network: Network, tokenizer: Tokenizer, max_slots: int, way: Way
+) -> None:
     three = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=5, n=3)
     many = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=5, n=11)
     one = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=5)
     texts = prompts(5)
     prefills = []
-    start = Decoder.start
+    start = way.start
 
-    def counted(self: Decoder, slot: int, owner: int, prompt: Sequence[int]) -> torch.Tensor:
+    def counted(self: Decoder | FusedDecoder, slot: int, owner: int, prompt: Sequence[int]) -> torch.Tensor:
         prefills.append(owner not in self._owners)
-        return start(self, slot, owner, prompt)
+        return start(self, slot, owner, prompt)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Decoder, "start", counted)
+        patch.setattr(way, "start", counted)
         engine = Engine(network, tokenizer, max_slots=max_slots)
         done = engine.complete([Request(p, s) for p, s in zip(texts, [three, many, one, three, many], strict=True)])
     assert sum(prefills) == len(texts)
@@ -157,7 +230,7 @@ def test_samples_share_the_prompt_and_equal_it_alone(network: Network, tokenizer
         assert len({tuple(c.tokens) for c in alone}) > 5
 
 
-def test_settings_of_a_row_are_its_own(network: Network, tokenizer: Tokenizer) -> None:
+def test_settings_of_a_row_are_its_own(network: Network, way: Way, tokenizer: Tokenizer) -> None:
     settings = [
         SamplingConfig(max_new_tokens=10),
         SamplingConfig(max_new_tokens=3, temperature=0.7, top_k=5),
@@ -187,7 +260,7 @@ def test_repetition_penalty_forbids_what_was_said(network: Network, tokenizer: T
 
 
 @pytest.mark.parametrize("length", [1, 14, 15, 16, 17, 160])
-def test_the_window_is_the_context_length(length: int, tokenizer: Tokenizer) -> None:
+def test_the_window_is_the_context_length(length: int, way: Way, tokenizer: Tokenizer) -> None:
     network = random_network(shape(n_positions=16))
     prompt = torch.randint(0, 299, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     request = Request(prompt, SamplingConfig(max_new_tokens=100, repetition_penalty=5.0))

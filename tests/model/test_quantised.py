@@ -222,7 +222,7 @@ def test_a_kernel_that_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernel, "multiply", lambda by, x: multiply(by, x) * 1.001)
     fused.refused.cache_clear()
     try:
-        assert "differs from torch by 1.0e-03 of the largest number (int8)" in str(fused.refused())
+        assert "differs from torch by 1.0e-03 of the largest number (float32)" in str(fused.refused())
     finally:
         fused.refused.cache_clear()
 

@@ -133,7 +133,7 @@ _WORTH = 8
 
 
 class FusedDecoder:
-    """The same for a quantised network, each step one call of the compiled kernel on the live slots alone."""
+    """The same by the compiled kernel, each step one call on the live slots alone."""
 
     def __init__(self, network: Network, vocab: int, slots: int, capacity: int) -> None:
         """As of `Decoder`; the kernel must be usable for the network."""

@@ -1,4 +1,4 @@
-"""A quantised network as one call of the compiled kernel: tokens, places and slots in, logits out, the cache kept.
+"""A network, whole or quantised, as one call of the compiled kernel: tokens, places and slots in, logits out.
 
 It knows the network's parts and the cache's layout, and must not know sampling or when a sequence ends. Its one
 invariant: a row's logits depend on its slot's tokens alone, bit for bit, however rows are put together in calls.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetwo.core.compiled import Refused
 from finetwo.model import kernel
 from finetwo.model.cached import round_up
 from finetwo.model.config import GPT2Config
+from finetwo.model.kernel import address
+from finetwo.model.linear import Linear
+from finetwo.model.lora import LoraAdapter, linears
 from finetwo.model.network import Network
 from finetwo.model.quantised import KINDS, Codes, Kind, QuantisedEmbedding, QuantisedLinear, quantise
 
@@ -32,17 +35,18 @@ _ACTIVATIONS = {"relu": 0, "gelu": 1}
 class Fused:
     """The kernel's view of a packed network, with a cache of `slots` sequences of at most `capacity` tokens."""
 
-    def __init__(self, network: Network, vocab: int, slots: int, capacity: int) -> None:
-        """`vocab`: ids from here on get no logits."""
+    def __init__(self, network: Network, vocab: int, slots: int, capacity: int, *, threads: int | None = None) -> None:
+        """`vocab`: ids from here on get no logits; `threads`: as many as torch has where none are given."""
         config, trunk = network.config, network.transformer
+        self._threads = threads
         self._network, self.vocab = network, vocab  # the kernel reads the network's own tensors: they must stay
         self.capacity = round_up(capacity, _LANES)
         size = self.capacity * round_up(config.n_embd // config.n_head, _LANES)
         shape = (2, config.n_layer, slots, config.n_head, size)
         self._keys, self._values = kernel.memory(4 * math.prod(shape)).view(torch.float32).view(shape)
-        self._layers = (kernel.CLayer * config.n_layer)(*(_layer(block) for block in trunk.h))
-        embedding = trunk.wte
-        assert isinstance(embedding, QuantisedEmbedding) and embedding.matrix.packed
+        self._ups = [up for linear in linears(network).values() if (up := _up(linear)) is not None]
+        ups = iter(self._ups)
+        self._layers = (kernel.CLayer * config.n_layer)(*(_layer(block, ups) for block in trunk.h))
         self._described = kernel.CNetwork(
             layers=config.n_layer,
             heads=config.n_head,
@@ -53,12 +57,13 @@ class Fused:
             post_norm=config.post_norm,
             capacity=self.capacity,
             slots=slots,
+            rank=max((up.shape[0] for up in self._ups), default=0),
             epsilon=config.layer_norm_epsilon,
             layer=self._layers,
-            head=embedding.matrix.described(None, vocab),
-            places=_floats(trunk.wpe.weight),
-            gain=_floats(trunk.ln_f.weight),
-            shift=_floats(trunk.ln_f.bias),
+            head=_head(trunk.wte, vocab),
+            places=address(trunk.wpe.weight),
+            gain=address(trunk.ln_f.weight),
+            shift=address(trunk.ln_f.bias),
             keys=self._keys.data_ptr(),
             values=self._values.data_ptr(),
         )
@@ -88,7 +93,7 @@ class Fused:
         self, tokens: Sequence[int], places: Sequence[int], slots: Sequence[int], wanted: Sequence[int]
     ) -> Tensor:
         """Append a token a row, rows of one slot together and in order; return the logits of rows `wanted`, (N, V)."""
-        count, threads = len(tokens), torch.get_num_threads()
+        count, threads = len(tokens), self._threads or torch.get_num_threads()
         assert max(places) < self.capacity and min(places) >= 0
         rows = torch.tensor([*tokens, *places, *slots, *wanted], dtype=torch.int32)
         logits = torch.empty(len(wanted), self.vocab)
@@ -101,20 +106,39 @@ class Fused:
         return logits
 
 
-def _floats(tensor: Tensor) -> int:
-    """The address of a float32 tensor that the kernel reads."""
-    assert tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == torch.float32
-    return tensor.data_ptr()
+def _up(linear: Linear) -> Tensor | None:
+    """An adapter's second matrix as the kernel reads it, (rank, out), scaled."""
+    adapter = linear.adapter
+    if not isinstance(adapter, LoraAdapter):
+        return None
+    return (adapter.lora_B.weight.detach().t() * adapter.scale).contiguous()
 
 
-def _layer(block: object) -> kernel.CLayer:
+def _linear(linear: Linear, ups: Iterator[Tensor]) -> kernel.CLinear:
+    """Describe a linear; `ups` gives what `_up` made of the adapters, in the network's order."""
+    if isinstance(linear, QuantisedLinear):
+        return linear.matrix.described(linear.bias)
+    adapter = linear.adapter
+    added = (adapter.lora_A.weight, next(ups)) if isinstance(adapter, LoraAdapter) else None
+    return kernel.floats(linear.weight, linear.bias, added)
+
+
+def _head(words: nn.Module, vocab: int) -> kernel.CLinear:
+    if isinstance(words, QuantisedEmbedding):
+        assert words.matrix.packed
+        return words.matrix.described(None, vocab)
+    assert isinstance(words, nn.Embedding)
+    return kernel.table(words.weight, vocab)
+
+
+def _layer(block: object, ups: Iterator[Tensor]) -> kernel.CLayer:
     attention, mlp = block.attn, block.mlp  # type: ignore[attr-defined]
-    linears = {"attention": attention.c_attn, "projection": attention.c_proj, "up": mlp.c_fc, "down": mlp.c_proj}
+    parts = {"attention": attention.c_attn, "projection": attention.c_proj, "up": mlp.c_fc, "down": mlp.c_proj}
     norms = (block.ln_1, block.ln_2)  # type: ignore[attr-defined]
     return kernel.CLayer(
-        **{name: linear.matrix.described(linear.bias) for name, linear in linears.items()},
-        **{f"gain{i}": _floats(norm.weight) for i, norm in enumerate(norms, 1)},
-        **{f"shift{i}": _floats(norm.bias) for i, norm in enumerate(norms, 1)},
+        **{name: _linear(linear, ups) for name, linear in parts.items()},
+        **{f"gain{i}": address(norm.weight) for i, norm in enumerate(norms, 1)},
+        **{f"shift{i}": address(norm.bias) for i, norm in enumerate(norms, 1)},
         scale=attention.scale,
     )
 
@@ -125,11 +149,24 @@ def matrices(network: Network) -> list[Codes]:
 
 
 def usable(network: Network) -> bool:
-    """Whether a network can be run by the kernel: quantised, packed, on the CPU, and nothing added to its linears."""
-    if network.quantised is None or network.score is not None:
+    """Whether the kernel can run a network: on the CPU, and packed codes without adapters, or float32 throughout.
+
+    Asking for a float32 network compiles the kernel where that was not done.
+    """
+    if network.score is not None:
         return False
-    plain = all(m.adapter is None for m in network.modules() if isinstance(m, QuantisedLinear))
-    return plain and all(m.packed and m.codes.is_cpu for m in matrices(network))
+    if network.quantised is not None:
+        plain = all(m.adapter is None for m in network.modules() if isinstance(m, QuantisedLinear))
+        return plain and all(m.packed and m.codes.is_cpu for m in matrices(network))
+    if not all(p.is_cpu and p.dtype == torch.float32 and p.is_contiguous() for p in network.parameters()):
+        return False
+    return all(_whole(linear) for linear in linears(network).values()) and refused() is None
+
+
+def _whole(linear: Linear) -> bool:
+    """Whether a linear computes with its own float32 weight, and no adapter but LoRA's."""
+    as_it_is = type(linear) is Linear and linear.lowered is None and linear.copies is None
+    return as_it_is and (linear.adapter is None or type(linear.adapter) is LoraAdapter)
 
 
 def pack(network: Network) -> str:
@@ -168,39 +205,57 @@ def refused() -> str | None:
         kernel.library()
     except Refused as reason:
         return str(reason)
-    for kind in KINDS:
-        for what, difference, bound in (("number", _product(kind), 1e-5), ("logit", _step(kind), 0.03)):
+    for kind in (None, *KINDS):
+        for what, difference, bound in (
+            ("number", _product(kind), 1e-5),
+            ("logit", _step(kind), 1e-4 if kind is None else 0.03),
+        ):
             if not difference < bound:
-                return f"the compiled kernel differs from torch by {difference:.1e} of the largest {what} ({kind})"
+                of = f"the largest {what} ({kind or 'float32'})"
+                return f"the compiled kernel differs from torch by {difference:.1e} of {of}"
     return None
 
 
 @torch.inference_mode()
-def _product(kind: Kind) -> float:
-    """The largest relative difference between kernel and torch in a product of odd sizes."""
-    matrix = Codes.of(torch.linspace(-50, 50, 75 * 72).sin().view(75, 72), kind)
+def _product(kind: Kind | None) -> float:
+    """The largest relative difference between kernel and torch in a product of odd sizes; kind None: of floats."""
+    weight = torch.linspace(-50, 50, 75 * 72).sin().view(75, 72)
     x = torch.linspace(-90, 90, 11 * 72).cos().view(11, 72)
+    if kind is None:
+        turned = weight.t().contiguous()
+        described = (kernel.table(weight, 75), kernel.floats(turned, None))
+        found = torch.stack([kernel.multiply(by, x) for by in described])
+        alone = torch.stack([torch.cat([kernel.multiply(by, row) for row in x.split(1)]) for by in described])
+        if not torch.equal(found, alone):
+            return float("inf")  # a row's bits depend on its company
+        expected = (x.double() @ weight.t().double()).float()
+        return float((found - expected).abs().max() / expected.abs().max())
+    matrix = Codes.of(weight, kind)
     expected = matrix.multiply(x)
     matrix.pack()
     return float((matrix.multiply(x) - expected).abs().max() / expected.abs().max())
 
 
 @torch.inference_mode()
-def _step(kind: Kind) -> float:
-    """The largest relative difference in a logit, on a small network.
+def _step(kind: Kind | None) -> float:
+    """The largest relative difference in a logit, on a small network; kind None: in float32, with an adapter.
 
-    Not as small as that of a product: a number that lies between two codes may be rounded up here and down there.
+    With codes not as small as that of a product: a number that lies between two may be rounded up here and down there.
     """
     shape = GPT2Config(vocab_size=75, n_positions=40, n_embd=72, n_layer=2, n_head=3, eos_token_id=74)
     network = Network.fresh(shape, seed=0)
+    if kind is None:
+        network.add_lora(rank=3, targets="c_attn,mlp.c_proj")
     for p in network.parameters():
         p.add_(torch.linspace(-0.3, 0.3, p.numel()).sin().view(p.shape) * 0.3)
-    quantise(network.eval(), kind)
+    network.eval()
+    if kind is not None:
+        quantise(network, kind)
     tokens = [[(7 * i + j * j) % 75 for j in range(21)] for i in range(6)]
     expected = network(torch.tensor(tokens))[:, -2:]  # (6, 2, V)
     for matrix in matrices(network):
         matrix.pack()
-    fused = Fused(network, 75, 6, 40)
+    fused = Fused(network, 75, 6, 40, threads=1)  # one: threads that wait for each other take long on a busy machine
     first = torch.cat([fused.prompt(slot, given[:-1]) for slot, given in enumerate(tokens)])
     second = fused.forward([given[-1] for given in tokens], [20] * 6, range(6), range(6))
     return float((torch.stack([first, second], 1) - expected).abs().max() / expected.abs().max())

@@ -18,8 +18,9 @@ from torch import Tensor
 from finetwo.core.compiled import Refused, load
 
 _FOLDER = Path(__file__).resolve().parent / "native"
-_SOURCES = (_FOLDER / "step.c", _FOLDER / "codes.h")
+_SOURCES = (_FOLDER / "step.c", _FOLDER / "codes.h", _FOLDER / "floats.h")
 BITS = {"int8": 8, "int4": 4}
+_FLOAT, _TABLE = 32, 33  # kinds of float32 weights: (inputs, outputs) and (outputs, inputs)
 _BLOCK = 32
 
 
@@ -30,10 +31,8 @@ class CLinear(ctypes.Structure):
         ("outputs", ctypes.c_int32),
         ("inputs", ctypes.c_int32),
         ("kind", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
-        ("codes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
+        ("rank", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "bias", "down", "up")),
     )
 
 
@@ -54,9 +53,10 @@ class CNetwork(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int32)
-            for name in "layers heads head_width width inner activation post_norm capacity slots".split()
+            for name in "layers heads head_width width inner activation post_norm capacity slots rank".split()
         ),
         ("epsilon", ctypes.c_float),
+        ("unused", ctypes.c_int32),
         ("layer", ctypes.POINTER(CLayer)),
         ("head", CLinear),
         *((name, ctypes.c_void_p) for name in ("places", "gain", "shift", "keys", "values")),
@@ -123,13 +123,38 @@ def linear(kind: str, shape: tuple[int, int], codes: Tensor, scales: Tensor, bia
     return described
 
 
+def address(tensor: Tensor) -> int:
+    """Where a float32 tensor lies that the kernel reads; the tensor must outlive what is told of it."""
+    assert tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == torch.float32
+    return tensor.data_ptr()
+
+
+def floats(weight: Tensor, bias: Tensor | None, adapter: tuple[Tensor, Tensor] | None = None) -> CLinear:
+    """Describe a float32 linear (inputs, outputs); the tensors must outlive the description.
+
+    `adapter`: matrices down (rank, inputs) and up (rank, outputs), whose product with the input is added.
+    """
+    described = CLinear(weight.shape[1], weight.shape[0], _FLOAT, 0, address(weight))
+    described.bias = None if bias is None else address(bias)
+    if adapter is not None:
+        down, up = adapter
+        assert down.shape == (up.shape[0], weight.shape[0]) and up.shape[1] == weight.shape[1]
+        described.rank, described.down, described.up = down.shape[0], address(down), address(up)
+    return described
+
+
+def table(rows: Tensor, outputs: int) -> CLinear:
+    """Describe the first `outputs` rows of a float32 table as a head, and all of it as an embedding."""
+    return CLinear(outputs, rows.shape[1], _TABLE, 0, address(rows))
+
+
 def multiply(by: CLinear, x: Tensor) -> Tensor:
-    """Return `x` (M, inputs) float32 rounded, times the linear, (M, outputs)."""
+    """Return `x` (M, inputs) float32 (rounded for codes) times the linear, (M, outputs)."""
     x = x.contiguous()
     assert x.is_cpu and x.dtype == torch.float32 and x.shape[1] == by.inputs
     y = torch.empty(x.shape[0], by.outputs)
     blocks = -(-x.shape[1] // _BLOCK)
-    work = torch.empty(x.shape[0] * blocks * (_BLOCK + 8) + 64, dtype=torch.uint8)
+    work = torch.empty(x.shape[0] * (blocks * (_BLOCK + 8) + 4 * by.rank) + 64, dtype=torch.uint8)
     if x.shape[0]:
         library().ft_linear(
             ctypes.byref(by), x.shape[0], x.data_ptr(), y.data_ptr(), work.data_ptr(), torch.get_num_threads()

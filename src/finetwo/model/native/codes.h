@@ -16,10 +16,11 @@ enum { AHEAD = 4096 }; /* bytes of codes fetched before they are wanted */
 enum { TILE = 16, BLOCK = 32, QUADS = BLOCK / 4, INT8 = 8, INT4 = 4, RELU = 0, GELU = 1, GELU_TANH = 2 };
 
 typedef struct {
-    int32_t outputs, inputs, kind, unused;
-    const uint8_t *codes; /* as ft_pack lays them */
-    const float *scales;  /* int8: one per output */
-    const float *bias;    /* one per output, or NULL */
+    int32_t outputs, inputs, kind, rank; /* rank: of an adapter, 0 without one; float32 linears alone have them */
+    const uint8_t *codes;                /* as ft_pack lays them; of the kinds of floats.h the weights where they are */
+    const float *scales;                 /* int8: one per output */
+    const float *bias;                   /* one per output, or NULL */
+    const float *down, *up;              /* the adapter's matrices, (rank, inputs) and (rank, outputs) */
 } Linear;
 
 typedef struct { /* rows of activations rounded to int8 */

@@ -1,14 +1,15 @@
-/* GPT-2's forward over quantised weights and a key-value cache, in one call: what a step of decoding costs in torch is
- * mostly dispatch, here it is reading the weights once.
+/* GPT-2's forward over a key-value cache, in one call: what a step of decoding costs in torch is mostly dispatch, here it
+ * is reading the weights once.
  *
- * Arithmetic, the same on every machine: an input row is rounded to int8 in blocks of 32 with one scale each; a block's
- * product with int8 or int4 codes is an exact integer; the blocks' products, scaled, are added in float32 in the order
- * of the inputs. Everything else is float32. What a row gets depends on no other row: not on how many there are, nor on
- * which thread computes it.
+ * Arithmetic with codes, the same on every machine: an input row is rounded to int8 in blocks of 32 with one scale each; a
+ * block's product with int8 or int4 codes is an exact integer; the blocks' products, scaled, are added in float32 in the
+ * order of the inputs. Everything else is float32, with float32 weights all of it. What a row gets depends on no other
+ * row: not on how many there are, nor on which thread computes it.
  *
  * Compiled by finetwo/core/compiled.py for the machine it runs on; finetwo/model/kernel.py holds the same declarations.
  */
 #include "codes.h"
+#include "floats.h"
 
 typedef struct {
     Linear attention, projection, up, down;
@@ -18,53 +19,73 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int32_t layers, heads, head_width, width, inner, activation, post_norm, capacity, slots;
+    int32_t layers, heads, head_width, width, inner, activation, post_norm, capacity, slots, rank; /* rank: the largest */
     float epsilon;
+    int32_t unused;
     const Layer *layer;
     Linear head; /* the token embedding; `outputs` may be fewer than it has rows */
     const float *places, *gain, *shift;
     float *keys, *values; /* (layers, slots, heads, capacity * padded): keys by blocks of 16 places, (padded, 16) each */
 } Network;
 
+enum { GROUPS = WIDE == 16 ? 4 : 2 }; /* of 16 numbers, weighed at a time */
+
 /* --- attention over the cache -------------------------------------------------------------------------------------- */
+
+/* Scores of a query with `count` blocks of 16 keys; even and odd numbers apart, so that sums need not wait for sums. */
+INLINED void score(int count, const float *q, const float *keys, int width, int padded, float scale, float *scores) {
+    Floats even[2] = {0}, odd[2] = {0};
+    int d = 0;
+    for (; d + 2 <= width; d += 2)
+        for (int b = 0; b < count; b++) {
+            even[b] += q[d] * at(keys + (b * padded + d) * 16);
+            odd[b] += q[d + 1] * at(keys + (b * padded + d + 1) * 16);
+        }
+    for (int b = 0; b < count; b++) {
+        if (d < width) even[b] += q[d] * at(keys + (b * padded + d) * 16);
+        *(Floats *)(scores + b * 16) = (even[b] + odd[b]) * scale;
+    }
+}
+
+/* `count` times 16 numbers of the values up to `place`, weighed, even and odd places apart. */
+INLINED void weigh(int count, const float *weights, const float *values, int place, int padded, float by, int width,
+                   float *out) {
+    Floats even[GROUPS] = {0}, odd[GROUPS] = {0};
+    int i = 0;
+    for (; i < place; i += 2, values += 2 * padded)
+        for (int g = 0; g < count; g++) {
+            even[g] += weights[i] * at(values + g * 16);
+            odd[g] += weights[i + 1] * at(values + padded + g * 16);
+        }
+    for (int g = 0; g < count; g++) {
+        if (i == place) even[g] += weights[i] * at(values + g * 16);
+        even[g] = (even[g] + odd[g]) * by;
+        memcpy(out + g * 16, &even[g], sizeof(float) * least(16, width - g * 16));
+    }
+}
 
 /* What the query of one head at `place` sees; keys by blocks of 16 places; scores has room for all places. */
 static void see(const float *q, const float *keys, const float *values, int place, int width, int padded, float scale,
                 float *scores, float *out) {
     const int blocks = place / 16 + 1;
-    float top = -INFINITY;
-    for (int b = 0; b < blocks; b++) {
-        Floats s = all(0), s2 = all(0);
-        const float *k = keys + (long)b * padded * 16;
-        int d = 0;
-        for (; d + 2 <= width; d += 2) {
-            s += q[d] * at(k + d * 16);
-            s2 += q[d + 1] * at(k + d * 16 + 16);
-        }
-        if (d < width) s += q[d] * at(k + d * 16);
-        s = (s + s2) * scale;
-        *(Floats *)(scores + b * 16) = s;
-        for (int i = 0; i < least(16, place + 1 - b * 16); i++) top = s[i] > top ? s[i] : top;
-    }
+    int b = 0;
+    for (; b + 2 <= blocks; b += 2) score(2, q, keys + (long)b * padded * 16, width, padded, scale, scores + b * 16);
+    if (b < blocks) score(1, q, keys + (long)b * padded * 16, width, padded, scale, scores + b * 16);
     for (int i = place + 1; i < blocks * 16; i++) scores[i] = -INFINITY;
-    Floats mass = all(0);
-    for (int b = 0; b < blocks; b++) {
+    Floats tops = at(scores), mass = all(0);
+    for (b = 1; b < blocks; b++) tops = choose(at(scores + b * 16) > tops, at(scores + b * 16), tops);
+    float top = tops[0];
+    for (int i = 1; i < 16; i++) top = tops[i] > top ? tops[i] : top;
+    for (b = 0; b < blocks; b++) {
         const Floats p = exponential(at(scores + b * 16) - top);
         *(Floats *)(scores + b * 16) = p;
         mass += p;
     }
     const float by = 1.0f / sum(mass);
-    for (int d = 0; d < padded; d += 16) {
-        Floats even = all(0), odd = all(0);
-        int i = 0;
-        for (; i < place; i += 2) {
-            even += scores[i] * at(values + (long)i * padded + d);
-            odd += scores[i + 1] * at(values + (long)(i + 1) * padded + d);
-        }
-        if (i == place) even += scores[i] * at(values + (long)i * padded + d);
-        even = (even + odd) * by;
-        memcpy(out + d, &even, sizeof(float) * least(16, width - d));
-    }
+    int d = 0;
+    for (; d + 16 * GROUPS <= padded; d += 16 * GROUPS)
+        weigh(GROUPS, scores, values + d, place, padded, by, width - d, out + d);
+    for (; d < padded; d += 16) weigh(1, scores, values + d, place, padded, by, width - d, out + d);
 }
 
 /* Rows of one slot follow each other; each run of them and each head is one piece: stored first, then seen. */
@@ -102,6 +123,11 @@ static void normalise_rows(Team *team, float *x, float *y, int rows, int n, cons
 }
 
 static void embed(const Network *net, int token, int place, float *x) {
+    if (net->head.kind == TABLE) {
+        const float *word = (const float *)net->head.codes + (long)token * net->width;
+        for (int k = 0; k < net->width; k++) x[k] = word[k] + net->places[(long)place * net->width + k];
+        return;
+    }
     const int blocks = up_to(net->width, BLOCK) / BLOCK;
     const uint8_t *tile = net->head.codes + (long)(token / TILE) * blocks * block_bytes(INT8);
     for (int k = 0; k < net->width; k++) {
@@ -120,12 +146,26 @@ static Rounded rounded_at(char **work, int rows, int n) {
     return a;
 }
 
+/* y (rows, stride) = or += x (rows, inputs) times any linear; a is room for rounded rows, inner for an adapter's. */
+static void apply(Team *team, const Linear *by, const float *x, Rounded *a, float *inner, int rows, int how,
+                  int activation, float *y, int stride) {
+    if (by->kind == TABLE) {
+        multiply_table(team, (const float *)by->codes, by->outputs, by->inputs, x, rows, y);
+    } else if (by->kind == FLOAT) {
+        if (by->rank) multiply_table(team, by->down, by->rank, by->inputs, x, rows, inner);
+        multiply_floats(team, by, x, inner, rows, how, activation, y, stride);
+    } else {
+        round_rows(team, x, by->inputs, rows, by->kind, a);
+        multiply(team, by, a, rows, how, activation, y, stride);
+    }
+}
+
 static inline int widest(const Network *net) { return net->inner > net->width ? net->inner : net->width; }
 
 /* Bytes that ft_forward needs for so many rows. */
 int64_t ft_work(const Network *net, int rows, int threads) {
     const int64_t n = widest(net), d = net->width;
-    return rows * (4 * (6 * d + n) + (int64_t)up_to(n, BLOCK) / BLOCK * (BLOCK + 8)) +
+    return rows * (4 * (6 * d + n + net->rank) + (int64_t)up_to(n, BLOCK) / BLOCK * (BLOCK + 8)) +
            threads * 4 * (int64_t)net->capacity + 64;
 }
 
@@ -135,7 +175,8 @@ void ft_forward(const Network *net, int rows, const int32_t *tokens, const int32
     const int d = net->width;
     float *x = (float *)work, *y = x + (long)rows * d, *qkv = y + (long)rows * d, *seen = qkv + (long)rows * 3 * d;
     float *inner = seen + (long)rows * d, *scores = inner + (long)rows * widest(net);
-    char *rest = (char *)(scores + (long)threads * net->capacity);
+    float *ranks = scores + (long)threads * net->capacity;
+    char *rest = (char *)(ranks + (long)rows * net->rank);
     Rounded a_shared = rounded_at(&rest, rows, widest(net));
     Team team = {0};
 #pragma omp parallel num_threads(threads)
@@ -150,29 +191,26 @@ void ft_forward(const Network *net, int rows, const int32_t *tokens, const int32
             const Layer *at_l = net->layer + l;
             const float *from = x;
             if (!net->post_norm) normalise_rows(&team, x, y, rows, d, at_l->gain1, at_l->shift1, net->epsilon), from = y;
-            round_rows(&team, from, d, rows, at_l->attention.kind, &a);
-            multiply(&team, &at_l->attention, &a, rows, PUT, -1, qkv, 3 * d);
+            apply(&team, &at_l->attention, from, &a, ranks, rows, PUT, -1, qkv, 3 * d);
             attend(&team, net, l, qkv, rows, places, slots, mine, seen);
-            round_rows(&team, seen, d, rows, at_l->projection.kind, &a);
-            multiply(&team, &at_l->projection, &a, rows, ADD, -1, x, d);
+            apply(&team, &at_l->projection, seen, &a, ranks, rows, ADD, -1, x, d);
             if (net->post_norm) normalise_rows(&team, x, x, rows, d, at_l->gain1, at_l->shift1, net->epsilon);
             else normalise_rows(&team, x, y, rows, d, at_l->gain2, at_l->shift2, net->epsilon);
-            round_rows(&team, from, d, rows, at_l->up.kind, &a);
-            multiply(&team, &at_l->up, &a, rows, PUT, net->activation, inner, net->inner);
-            round_rows(&team, inner, net->inner, rows, at_l->down.kind, &a);
-            multiply(&team, &at_l->down, &a, rows, ADD, -1, x, d);
+            apply(&team, &at_l->up, from, &a, ranks, rows, PUT, net->activation, inner, net->inner);
+            apply(&team, &at_l->down, inner, &a, ranks, rows, ADD, -1, x, d);
             if (net->post_norm) normalise_rows(&team, x, x, rows, d, at_l->gain2, at_l->shift2, net->epsilon);
         }
         for (int i = take(&team, 1); i < wants; i = take(&team, 1))
             normalise(x + (long)wanted[i] * d, y + (long)i * d, d, net->gain, net->shift, net->epsilon);
         meet(&team);
-        round_rows(&team, y, d, wants, net->head.kind, &a);
-        multiply(&team, &net->head, &a, wants, PUT, -1, logits, net->head.outputs);
+        apply(&team, &net->head, y, &a, ranks, wants, PUT, -1, logits, net->head.outputs);
     }
 }
 
-/* y (rows, outputs) = x (rows, inputs) times one linear. work: rows * blocks * (BLOCK + 8) bytes. */
+/* y (rows, outputs) = x (rows, inputs) times one linear. work: rows * (blocks * (BLOCK + 8) + 4 * rank) bytes. */
 void ft_linear(const Linear *by, int rows, const float *x, float *y, char *work, int threads) {
+    float *ranks = (float *)work;
+    work += (long)rows * by->rank * 4;
     Rounded a_shared = rounded_at(&work, rows, by->inputs);
     Team team = {0};
 #pragma omp parallel num_threads(threads)
@@ -180,8 +218,7 @@ void ft_linear(const Linear *by, int rows, const float *x, float *y, char *work,
         Rounded a = a_shared;
 #pragma omp single
         team.threads = omp_get_num_threads();
-        round_rows(&team, x, by->inputs, rows, by->kind, &a);
-        multiply(&team, by, &a, rows, PUT, -1, y, by->outputs);
+        apply(&team, by, x, &a, ranks, rows, PUT, -1, y, by->outputs);
     }
 }
 
