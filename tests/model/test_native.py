@@ -269,6 +269,13 @@ def test_recomputing_gives_the_same_bits_with_dropout(kind: str) -> None:
     assert found[0] == wanted[0] and all(torch.equal(found[1][n], g) for n, g in wanted[1].items())
 
 
+def test_who_asks_first_does_not_matter() -> None:
+    """The proofs take gradients, which an answer that is being generated does without."""
+    with torch.inference_mode():
+        assert passes.kernels.__wrapped__(torch.device("cpu")) is passes.kernels(torch.device("cpu"))
+        assert native_attend._proven.__wrapped__()
+
+
 def test_runs_of_a_group_lie_together() -> None:
     positions = torch.tensor(ROWS["shared"])
     tables, runs = native_attend._Tables(positions), Runs(positions.numpy())

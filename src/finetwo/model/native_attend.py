@@ -131,6 +131,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: it takes gradients
 def _proven() -> bool:
     """Whether attention and its gradients are those of PyTorch, on sequences of which one begins as another does."""
     if library() is None:

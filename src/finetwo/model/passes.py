@@ -6,6 +6,7 @@ only after it gave on this device what PyTorch's operators give.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,12 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from finetwo.model import native_passes
 
+_log = logging.getLogger("finetwo")
 _CLOSE = 2e-2  # of the largest value: what is compared is rounded to bfloat16
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: the proofs take gradients
 def kernels(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> ModuleType | None:
     """The kernels for products in `dtype` on `device`, if they work there; None without the compiler they need.
 
@@ -32,9 +35,14 @@ def kernels(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Module
     try:
         from finetwo.model import triton_kernels
 
-        return triton_kernels if proven(triton_kernels, device) else None
-    except Exception:  # not there, no C compiler, a GPU it does not know: PyTorch's operators do the same
+        right = proven(triton_kernels, device)
+        reason = "" if right else "they differ from PyTorch here"
+    except Exception as error:  # not there, no C compiler, a GPU it does not know
+        right, reason = False, str(error).strip().partition("\n")[0] or type(error).__name__
+    if not right:
+        _log.warning("the Triton kernels are not used: %s; PyTorch's operators do the same, slower", reason)
         return None
+    return triton_kernels
 
 
 def proven(found: ModuleType, device: torch.device) -> bool:
