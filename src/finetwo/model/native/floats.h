@@ -6,6 +6,8 @@
  */
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__FMA__)
+#include <immintrin.h>
 #endif
 #if defined(__AVX512F__)
 enum { WIDE = 16, MANY = 8 }; /* numbers of a vector; rows whose sums fit into registers */
@@ -29,6 +31,8 @@ INLINED Vector fuse(Vector a, Vector b, Vector sum) {
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
 #elif defined(__AVX2__) && defined(__FMA__)
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__FMA__)
+    return (Vector)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)sum);
 #elif defined(__aarch64__)
     return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
 #else
