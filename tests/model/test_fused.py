@@ -154,3 +154,13 @@ def test_classes_and_other_precisions_are_not_for_the_kernel() -> None:
     assert usable(network)
     network.transformer.h[0].mlp.c_fc.to(torch.float64)
     assert not usable(network)
+
+
+def test_a_kernel_whose_bits_depend_on_company_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = kernel.multiply
+    monkeypatch.setattr(kernel, "multiply", lambda by, x: multiply(by, x) * (1 + 3e-7 * (x.shape[0] == 1)))
+    fused.refused.cache_clear()
+    try:
+        assert "other bits in company than alone" in str(fused.refused())
+    finally:
+        fused.refused.cache_clear()

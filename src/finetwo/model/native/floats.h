@@ -6,10 +6,12 @@
  */
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__FMA__)
+#include <immintrin.h>
 #endif
 #if defined(__AVX512F__)
 enum { WIDE = 16, MANY = 8 }; /* numbers of a vector; rows whose sums fit into registers */
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 enum { WIDE = 8, MANY = 4 };
 #else
 enum { WIDE = 4, MANY = 4 };
@@ -27,8 +29,10 @@ typedef float Vector __attribute__((vector_size(4 * WIDE), aligned(4), may_alias
 INLINED Vector fuse(Vector a, Vector b, Vector sum) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#elif defined(__AVX__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__FMA__)
+    return (Vector)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)sum);
 #elif defined(__aarch64__)
     return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
 #else
@@ -138,7 +142,7 @@ INLINED Four folded(Vector v) { /* halves onto each other until four are left */
     const __m256d upper = _mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1);
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm256_castpd_ps(upper));
     return (Four)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
     return (Four)_mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
 #else
     return (Four)v;
