@@ -29,7 +29,11 @@ ABOUT = {
     "data": ("Preparation", "Records of instructions to token ids; ours includes the template and the targets."),
     "start": ("Start", "Seconds from the command to what is named, files in the system's cache."),
     "growth": ("How cost grows", "Ours alone; one thing is changed at a time."),
-    "gpu": ("One GPU", "Random weights of the published shapes, records made from a seed."),
+    "gpu": (
+        "One GPU",
+        "Random weights of the published shapes, records made from a seed, bf16 on both sides, which warm up at the same "
+        "time and then take one turn each. A ratio of training is of blocks of five steps on the same batches.",
+    ),
     "limits": ("What the machine gives", "The most that was reached; the shares on this page are shares of these."),
     "limits-cuda": ("What the GPU gives", "The most that was reached."),
 }
@@ -129,11 +133,13 @@ def ran_on(result: Mapping[str, Any]) -> str:
     m = result["machine"]
     sets = f" ({', '.join(m['instructions'])})" if m["instructions"] else ""
     packages = ", ".join(f"{name} {v}" for name, v in result["versions"].items() if name in ("torch", "tokenizers"))
-    peers = ", ".join(f"{name} {v}" for name, v in result["peer_versions"].items() if name not in ("torch", "numpy"))
+    theirs = result["peer_versions"] or result["versions"]  # without an environment of their own peers run in ours
+    peers = ", ".join(f"{name} {v}" for name, v in theirs.items() if name not in ("torch", "numpy"))
+    gpu = f"; {m['gpu']}" if "gpu" in m else ""
     changed = ", with changes not committed" if result["changed"] else ""
     return (
         f"{result['at']} UTC, commit `{result['commit'][:10]}`{changed}; {m['cpu']}, {m['cores']} cores{sets}, "
-        f"{m['memory_gib']} GiB, {m['system']}, Python {m['python']}; {packages}"
+        f"{m['memory_gib']} GiB{gpu}, {m['system']}, Python {m['python']}; {packages}"
         + (f"; peers: {peers}" if peers else "")
         + "."
     )

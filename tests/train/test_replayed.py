@@ -149,3 +149,23 @@ def test_nothing_is_changed_by_what_fills_up() -> None:
         found.append((steps._total.clone(), *(p.grad for p in network.parameters())))
     for a, b in zip(*found, strict=True):
         assert difference(a, b) < 1e-6
+
+
+def test_what_cannot_be_recorded_is_computed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Any] = []
+
+    def refuse(self: Replayed, shape: Any, *given: Tensor) -> None:
+        tries.append(shape)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Replayed, "_recorded", refuse)
+    network = network_of("full")
+    steps = Replayed(network, "float32", record=True)
+    for seed, share in ((0, True), (1, True), (0, False), (2, False), (0, True)):
+        batches = batches_of(network, share=share, seed=seed)
+        mass = sum(b.learned for b in batches)
+        wanted = taken(network, lambda b=batches, m=mass: backward(network, b, "float32", m))
+        found = taken(network, lambda b=batches, m=mass: steps(b, m, None, 1.0))
+        assert found[0] == pytest.approx(wanted[0], abs=1e-5)
+        assert all(difference(found[1][n], g) < 2e-5 for n, g in wanted[1].items())
+    assert len(tries) == len(set(tries)) == 2, "each shape once, and after two it is given up"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from finetwo.model.attend import pinned
+
 Step = Callable[[Tensor, Tensor, int, int], Tensor]
 """ids (R,), positions (R,), the number of rows R and of positions that are looked at -> what comes out for each row."""
 
@@ -21,8 +23,9 @@ class Replay:
     def __init__(self, step: Step, slots: int, device: torch.device) -> None:
         self._step = step
         self._given = torch.zeros(2, slots, dtype=torch.int64, device=device)
-        self._host = torch.zeros(2, slots, dtype=torch.int64, pin_memory=True)
+        self._host = pinned(torch.zeros(2, slots, dtype=torch.int64))
         self._made: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._record_them = True
 
     def __call__(self, tokens: Sequence[int], places: Sequence[int], rows: int, span: int) -> Tensor:
         """Return what the step gives for the first `rows` tokens and places; it stands until the next call.
@@ -31,8 +34,13 @@ class Replay:
         """
         self._host.copy_(torch.tensor([list(tokens), list(places)]))
         self._given.copy_(self._host, non_blocking=True)
+        if (rows, span) not in self._made and self._record_them:
+            try:
+                self._made[rows, span] = self._record(rows, span)
+            except RuntimeError:  # something in it cannot be recorded: it is computed as ever
+                self._record_them = False
         if (rows, span) not in self._made:
-            self._made[rows, span] = self._record(rows, span)
+            return self._step(self._given[0, :rows], self._given[1, :rows], rows, span)
         graph, found = self._made[rows, span]
         graph.replay()
         return found

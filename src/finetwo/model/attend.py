@@ -47,12 +47,17 @@ class Causal:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
 
 
+def pinned(array: Tensor) -> Tensor:
+    """A tensor of the CPU in memory that a GPU reads by itself, where there is one."""
+    return array.pin_memory() if torch.cuda.is_available() else array
+
+
 def sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Return int64 tensors of the CPU on `device`, in one copy; a GPU goes on computing meanwhile."""
     if device.type == "cpu":
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
-    moved = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+    moved = pinned(flat).to(device, non_blocking=True)
     parts = moved.split([t.numel() for t in tensors])
     return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finetwo.data.batch import Batch
-from finetwo.model.attend import Attend, Causal, Shares, Varlen
+from finetwo.model.attend import Attend, Causal, Shares, Varlen, pinned
 from finetwo.model.network import Network
 from finetwo.train.evaluate import lowered
 from finetwo.train.laid import Laid, Shape, lay
@@ -57,7 +57,7 @@ class Replayed:
     def _add(self, laid: Laid) -> None:
         """Add the loss of a micro-batch and its gradients."""
         shape = laid.shape
-        numbers, weights = (_pinned(torch.from_numpy(a)) for a in (laid.numbers, laid.weights))
+        numbers, weights = (pinned(torch.from_numpy(a)) for a in (laid.numbers, laid.weights))
         new = shape not in self._made and shape not in self._refused
         if new and self._record and self._ran and len(self._made) < _MOST:
             self._try_to_record(shape, numbers, weights)
@@ -78,17 +78,19 @@ class Replayed:
         for p in self._learn:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        try:
+            self._made[shape] = (self._recorded(shape, given, factors), given, factors)
+        except RuntimeError:  # something in it cannot be recorded: it is computed as ever
+            self._record = len(self._refused) + 1 < _PATIENCE
+            self._refused.add(shape)
+
+    def _recorded(self, shape: Shape, given: Tensor, factors: Tensor) -> torch.cuda.CUDAGraph:
+        """The graph of a shape, which reads `given` and `factors`."""
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._made.values()))[0].pool() if self._made else None
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._compute(shape, given, factors)
-        except RuntimeError:  # something in it cannot be recorded: it is computed as ever
-            torch.cuda.synchronize(device)
-            self._record = len(self._refused) < _PATIENCE
-            self._refused.add(shape)
-            return
-        self._made[shape] = (graph, given, factors)
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._compute(shape, given, factors)
+        return graph
 
     def _compute(self, shape: Shape, numbers: Tensor, weights: Tensor) -> None:
         """Forward and backward of one micro-batch."""
@@ -101,8 +103,3 @@ class Replayed:
             loss = self._network.weighted_loss(*rows, attend, keep if shape.learned else None, targets, weights)
             loss.backward()
             self._total.add_(loss.detach())
-
-
-def _pinned(array: Tensor) -> Tensor:
-    """In memory that a GPU reads by itself, where there is one."""
-    return array.pin_memory() if torch.cuda.is_available() else array
