@@ -31,7 +31,7 @@ ABOUT = {
     "growth": ("How cost grows", "Ours alone; one thing is changed at a time."),
     "gpu": (
         "One GPU",
-        "Random weights of the published shapes, records made from a seed, bf16 on both sides. They warm up at the same "
+        "Random weights of the published shapes, records made from a seed, bf16 on both sides. They warm up at one "
         "time and then take one turn each; a ratio of training is of blocks of five steps on the same batches.",
     ),
     "limits": ("What the machine gives", "The most that was reached; the shares on this page are shares of these."),

@@ -269,6 +269,21 @@ def test_recomputing_gives_the_same_bits_with_dropout(kind: str) -> None:
     assert found[0] == wanted[0] and all(torch.equal(found[1][n], g) for n, g in wanted[1].items())
 
 
+def test_what_is_no_number_is_not_lost() -> None:
+    """A training step is refused when its loss is none: nothing on the way may hide that."""
+    logits = torch.zeros(3, 50, dtype=torch.bfloat16)
+    logits[1, 7] = float("nan")
+    losses = native_passes.cross_entropy_(logits, torch.tensor([1, 2, 3]), 50, None, 1.0, gradient=True)
+    assert losses.isfinite().tolist() == [True, False, True] and not bool(logits[1].isfinite().any())
+    for which in range(3):
+        qkv = torch.zeros(3, 1, 2, 20, 16, dtype=torch.bfloat16)
+        qkv[which, :, :, 5] = float("nan")
+        seen = Native(torch.arange(20)[None])(0, qkv[0], qkv[1], qkv[2], 0.25, 0.0)
+        assert not bool(seen[0, :, 5].isfinite().any())
+        assert which == 2 or bool(seen[0, :, :5].isfinite().all())  # a weight of 0 times none is none
+    assert bool(native_passes.gelu(torch.full((20,), float("nan"), dtype=torch.bfloat16)).isnan().all())
+
+
 def test_who_asks_first_does_not_matter() -> None:
     """The proofs take gradients, which an answer that is being generated does without."""
     with torch.inference_mode():

@@ -26,9 +26,10 @@ static inline Floats read(const void *p, int low, long i, Mask m) {
     return low ? low_at((const Low *)p + i, m) : _mm512_maskz_loadu_ps(m, (const float *)p + i);
 }
 
-/* 2^x by its nearest whole power and a polynomial; below -126 it stays there. */
+/* 2^x by its nearest whole power and a polynomial; below -126 it stays there. What is no number stays none: of a pair
+ * with one, min and max give the second. */
 static inline Floats power_of_two(Floats x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, all(-126.0f)), all(127.0f));
+    x = _mm512_min_ps(all(127.0f), _mm512_max_ps(all(-126.0f), x));
     const Floats whole = _mm512_roundscale_ps(x, 8), r = x - whole;
     Floats p = all(1.5403530e-4f);
     p = _mm512_fmadd_ps(p, r, all(1.3333558e-3f));
