@@ -138,3 +138,13 @@ def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     with pytest.raises(InputError, match=r"--precision: Some GPU has no bfloat16 \(got bf16\).*use fp16"):
         settle_precision(TrainConfig(precision="bf16"), torch.device("cuda"), lambda _: None)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_float32_on_a_gpu_is_told_of_bfloat16(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    said: list[str] = []
+    assert settle_precision(TrainConfig(), torch.device("cuda"), said.append).precision == "float32"
+    assert [line for line in said if "--precision bf16 is several times faster" in line] == said and len(said) == has
+    settle_precision(TrainConfig(), torch.device("cpu"), said.append)
+    assert len(said) == has
