@@ -24,6 +24,7 @@ from finetwo.model.stored import count_parameters, weight_bytes
 from finetwo.train.evaluate import class_logits, evaluate
 from finetwo.train.machine import peak_bytes
 from finetwo.train.optimizer import Optimizer, trainable
+from finetwo.train.replayed import Replayed
 from finetwo.train.step import backward, gradient_norm, shrinking
 
 _LEAST, _MOST, _ENOUGH = 3, 24, 6.0
@@ -177,11 +178,12 @@ def _timed(
     The largest step comes first, to make the room that the others need; those that are timed are of all sizes.
     """
     assert config.lr is not None
-    optimizer = Optimizer(network, config, config.lr)
+    recorded = Replayed.of(network, config)
+    optimizer = Optimizer(network, config, config.lr, keeps=recorded is not None)
     network.train()
     network.transformer.dropout, network.head_dropout = config.dropout, config.head_dropout
     network.transformer.recompute = config.recompute
-    _step(network, optimizer, loader.batches(largest), config)
+    _step(network, optimizer, loader.batches(largest), config, recorded)
     order = np.argsort(sizes, kind="stable")
     taken: list[tuple[int, float]] = []
     started = time.perf_counter()
@@ -189,8 +191,10 @@ def _timed(
         if i >= _LEAST and time.perf_counter() - started > _ENOUGH:
             break
         step = int(order[int((i * _GOLDEN + 0.5) % 1 * len(order))])
+        if recorded is not None:  # a run records a shape once and plays it many times
+            _step(network, optimizer, loader.batches(step), config, recorded)
         begun = time.perf_counter()
-        _step(network, optimizer, loader.batches(step), config)
+        _step(network, optimizer, loader.batches(step), config, recorded)
         taken.append((sizes[step], time.perf_counter() - begun))
     network.eval()
     tokens, seconds = sum(t for t, _ in taken), sum(s for _, s in taken)
@@ -216,11 +220,16 @@ def _evaluation_seconds(network: Network, validation: Sequences, config: TrainCo
     return spent * sum(sizes) / sum(sizes[:some])
 
 
-def _step(network: Network, optimizer: Optimizer, batches: list[Batch], config: TrainConfig) -> None:
-    """One step as the loop does it, at a learning rate of zero."""
+def _step(
+    network: Network, optimizer: Optimizer, batches: list[Batch], config: TrainConfig, recorded: Replayed | None
+) -> None:
+    """One step as a run does it, at a learning rate of zero."""
     device = next(network.parameters()).device
     count = max(1, sum(b.learned for b in batches))
-    backward(network, batches, config.precision, count)
+    if recorded is None:
+        backward(network, batches, config.precision, count)
+    else:
+        recorded(batches, count, None, 1.0)
     optimizer.step(0.0, shrinking(float(gradient_norm(trainable(network).values())), config.clip))
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from finetwo.core.config import TrainConfig
 from finetwo.data.batch import Batch
 from finetwo.model.attend import Attend, Causal, Shares, Varlen, pinned
 from finetwo.model.network import Network
@@ -41,6 +42,13 @@ class Replayed:
         mean = bool(config.labels) and config.pooling == "mean"
         device = network.head_weight.device
         return precision != "float32" and not mean and Varlen.usable(device, config.n_embd // config.n_head)
+
+    @classmethod
+    def of(cls, network: Network, config: TrainConfig) -> Replayed | None:
+        """Steps of `network` as a run with these settings takes them; None where it takes them plainly."""
+        if not cls.usable(network, config.precision):
+            return None
+        return cls(network, config.precision, record=not (config.recompute or config.deterministic))
 
     def __call__(
         self, batches: Sequence[Batch], mass: float, class_weights: Sequence[float] | None, scale: float

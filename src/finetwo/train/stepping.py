@@ -74,21 +74,13 @@ def goes_ahead(device: torch.device, config: TrainConfig, optimizer: Optimizer) 
     return device.type == "cuda" and config.precision != "fp16" and not optimizer.sees
 
 
-def replays(job: Job) -> Replayed | None:
-    """Steps that are recorded and played again, where they can be."""
-    if not Replayed.usable(job.network, job.config.precision):
-        return None
-    record = not (job.config.recompute or job.config.deterministic)
-    return Replayed(job.network, job.config.precision, record=record)
-
-
 class Stepper:
     """Takes the steps of a job; how far they are stands in `progress`."""
 
     def __init__(self, job: Job, run: RunFolder, listeners: Listeners) -> None:
         self.job, self.folder, self.listeners, self.config = job, run, listeners, job.config
         device = job.network.head_weight.device
-        self._replayed = replays(job)
+        self._replayed = Replayed.of(job.network, job.config)
         self.optimizer = Optimizer(job.network, job.config, job.lr, keeps=self._replayed is not None)
         self.parameters = list(trainable(job.network).values())
         weights = job.class_weights
