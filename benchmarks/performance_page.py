@@ -165,8 +165,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[str]:
         if len({x for points in curve["lines"].values() for x, _ in points}) > 2:
             axis.set_xscale("log", base=2)
         axis.set(title=curve["name"], xlabel=curve["x"], ylabel=curve["y"])
-        axis.margins(y=0.08)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(y for points in curve["lines"].values() for _, y in points))
         axis.grid(alpha=0.3)
         if len(curve["lines"]) > 1:
             axis.legend(fontsize=8)
