@@ -291,6 +291,18 @@ def test_who_asks_first_does_not_matter() -> None:
         assert native_attend._proven.__wrapped__()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "bf16-true"])
+def test_blocks_that_are_recomputed_may_ask_first(precision: str) -> None:
+    """Nothing may be saved between what a block saves: it is not there when the block is computed again."""
+    network, batch = network_of("full"), batch_of(True)
+    if precision == "bf16-true":
+        network.to(torch.bfloat16)
+    network.transformer.recompute = True
+    passes.kernels.cache_clear()
+    native_attend._proven.cache_clear()
+    assert step(network, batch, precision)[0] > 0.0
+
+
 def test_runs_of_a_group_lie_together() -> None:
     positions = torch.tensor(ROWS["shared"])
     tables, runs = native_attend._Tables(positions), Runs(positions.numpy())
