@@ -163,6 +163,13 @@ def test_a_product_is_widened_and_added_as_it_is() -> None:
     assert torch.equal(summed_product(a, b, torch.float32, plain.clone()), plain + plain)
 
 
+@pytest.mark.parametrize("target", [-100, -1, 50, 64, 10**12])
+def test_a_target_that_is_no_class_is_refused(target: int) -> None:
+    logits = drawn(2, 64).bfloat16()
+    with pytest.raises(IndexError, match="50 classes"):
+        native_passes.cross_entropy_(logits, torch.tensor([3, target]), 50, None, 1.0, gradient=True)
+
+
 @pytest.mark.parametrize("size", [1e3, 1e6, 1e9, 1e12, 1e30])
 def test_large_logits_and_scores_are_told_apart(size: float) -> None:
     """Before a run diverges its logits grow; a loss that hides it, or a gradient of anything, would not be noticed."""
