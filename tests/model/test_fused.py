@@ -146,6 +146,14 @@ def test_damage_reaches_the_logits_of_its_row_alone() -> None:
     assert bool(engine.forward([1, 2], [1, 1], [0, 1], [0, 1]).isnan().all())
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new"])
+def test_no_activation_hides_what_is_no_number(activation: str) -> None:
+    network = random_network(tiny_config(activation_function=activation))
+    with torch.inference_mode():
+        network.transformer.h[1].mlp.c_fc.bias[1] = float("nan")
+        assert bool(Fused(network, 61, 1, 16).prompt(0, [1, 2, 3]).isnan().all())
+
+
 def test_classes_and_other_precisions_are_not_for_the_kernel() -> None:
     classes = random_network(tiny_config())
     classes.add_classes(("a", "b"))

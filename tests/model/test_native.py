@@ -163,6 +163,30 @@ def test_a_product_is_widened_and_added_as_it_is() -> None:
     assert torch.equal(summed_product(a, b, torch.float32, plain.clone()), plain + plain)
 
 
+@pytest.mark.parametrize("target", [-100, -1, 50, 64, 10**12])
+def test_a_target_that_is_no_class_is_refused(target: int) -> None:
+    logits = drawn(2, 64).bfloat16()
+    with pytest.raises(IndexError, match="50 classes"):
+        native_passes.cross_entropy_(logits, torch.tensor([3, target]), 50, None, 1.0, gradient=True)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9, 1e12, 1e30])
+def test_large_logits_and_scores_are_told_apart(size: float) -> None:
+    """Before a run diverges its logits grow; a loss that hides it, or a gradient of anything, would not be noticed."""
+    logits = (size + drawn(6, 70) * size * 0.01).bfloat16()
+    targets = torch.arange(6)
+    leaf = logits.double().requires_grad_()
+    wanted = cross_entropy(leaf, targets, reduction="none")
+    wanted.sum().backward()
+    assert leaf.grad is not None
+    losses = native_passes.cross_entropy_(logits, targets, 70, None, 1.0, gradient=True)
+    assert off(losses, wanted) < 1e-5 and off(logits, leaf.grad) < NEAR
+    k = torch.full((1, 1, 40, 16), size**0.5) * (1 + 0.02 * drawn(1, 1, 40, 1))
+    q, k, v = torch.full_like(k, size**0.5).bfloat16(), k.bfloat16(), drawn(1, 1, 40, 16, seed=1).bfloat16()
+    seen = Native(torch.arange(40)[None])(0, q, k, v, 1.0, 0.0)
+    assert off(seen, scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, scale=1.0)) < NEAR
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (50, 128), (300, 333)])
 def test_rows_are_summed_in_float32(shape: tuple[int, int]) -> None:
     x = (drawn(*shape) + 3).bfloat16()
@@ -289,6 +313,18 @@ def test_who_asks_first_does_not_matter() -> None:
     with torch.inference_mode():
         assert passes.kernels.__wrapped__(torch.device("cpu")) is passes.kernels(torch.device("cpu"))
         assert native_attend._proven.__wrapped__()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16-true"])
+def test_blocks_that_are_recomputed_may_ask_first(precision: str) -> None:
+    """Nothing may be saved between what a block saves: it is not there when the block is computed again."""
+    network, batch = network_of("full"), batch_of(True)
+    if precision == "bf16-true":
+        network.to(torch.bfloat16)
+    network.transformer.recompute = True
+    passes.kernels.cache_clear()
+    native_attend._proven.cache_clear()
+    assert step(network, batch, precision)[0] > 0.0
 
 
 def test_runs_of_a_group_lie_together() -> None:

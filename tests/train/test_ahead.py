@@ -35,6 +35,14 @@ def test_the_run_is_the_same(base: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("_ahead")
+@pytest.mark.parametrize("precision", ["bf16", "bf16-true"])
+def test_gradients_are_clipped_in_every_precision(base: Path, tmp_path: Path, precision: str) -> None:
+    """The fused update takes nothing but float32 to divide by, whatever the gradients are in."""
+    quick(records(15), base, tmp_path / "run", **STEPS, precision=precision)
+    assert len(step_losses(tmp_path / "run")) == 8
+
+
+@pytest.mark.usefixtures("_ahead")
 def test_a_step_is_told_when_the_next_is_under_way(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, seen = [0], list[tuple[int, int]]()
 

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from finetwo.model.attend import Attend, Packed, Runs
 from finetwo.model.native_passes import library, threshold
+from finetwo.model.passes import aside
 
 _CLOSE = 2e-2
 _MOST_WIDTH = 256
@@ -131,7 +132,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @cache
-@torch.inference_mode(False)  # whoever asks first: it takes gradients
+@aside()
 def _proven() -> bool:
     """Whether attention and its gradients are those of PyTorch, on sequences of which one begins as another does."""
     if library() is None:

@@ -117,6 +117,8 @@ def cross_entropy_(
     rows, width = logits.shape
     losses = torch.empty(rows, dtype=torch.float32)
     assert _low(logits) and targets.dtype == torch.int64 and (weights is None or not _low(weights))
+    if rows and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise IndexError(f"a target that is none of {classes} classes")  # C would write where it points
     given = None if weights is None else weights.contiguous()
     _call("ft_cross_entropy", logits, targets.contiguous(), given, losses, rows, classes, width, scale, gradient)
     return losses

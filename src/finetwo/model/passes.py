@@ -7,12 +7,15 @@ only after it gave on this device what PyTorch's operators give.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy, layer_norm
 
 from finetwo.model import native_passes
@@ -21,8 +24,15 @@ _log = logging.getLogger("finetwo")
 _CLOSE = 2e-2  # of the largest value: what is compared is rounded to bfloat16
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """Take gradients as if nobody else did: whoever asks first may take none, or keep what is saved to recompute it."""
+    with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(lambda x: x, lambda x: x):
+        yield
+
+
 @cache
-@torch.inference_mode(False)  # whoever asks first: the proofs take gradients
+@aside()
 def kernels(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> ModuleType | None:
     """The kernels for products in `dtype` on `device`, if they work there; None without the compiler they need.
 

@@ -41,8 +41,8 @@ def backward(
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The length of all gradients together, a scalar on their device."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """The length of all gradients together, a float32 scalar on their device, as the fused update wants it."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).float()
 
 
 def shrinking(norm: float, limit: float) -> float:

@@ -125,11 +125,11 @@ static float weigh(const Attention *a, float *s, Low *p, long seen, long padded,
     for (long c = 0; c < seen; c += 16)
         high = _mm512_max_ps(high, _mm512_mask_loadu_ps(all(-INFINITY), first(seen - c), s + c));
     *top = _mm512_reduce_max_ps(high);
-    const Floats by = all(a->scale * LOG2E), less = all(-*top * a->scale * LOG2E);
+    const Floats by = all(a->scale * LOG2E), less = all(*top);
     const __m512i key = _mm512_set1_epi32((int)keys), other = _mm512_set1_epi32((int)(keys >> 32));
     for (long c = 0; c < padded; c += 16) {
         Mask m = first(seen - c);
-        const Floats e = _mm512_maskz_mov_ps(m, power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(s + c), by, less)));
+        const Floats e = _mm512_maskz_mov_ps(m, power_of_two((_mm512_loadu_ps(s + c) - less) * by));
         mass += e;
         if (a->threshold) {
             const __m512i place = _mm512_add_epi32(*lanes(), _mm512_set1_epi32((int)c));

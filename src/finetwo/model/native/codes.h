@@ -67,7 +67,7 @@ static void activate(int kind, float *x, int n) { /* n is a multiple of 16 */
     for (int i = 0; i < n; i += 16) {
         Floats v = at(x + i);
         if (kind == RELU) {
-            v = choose(v > all(0), v, all(0));
+            v = choose(v < all(0), all(0), v); /* what is no number stays none */
         } else if (kind == GELU_TANH) { /* 0.5 x (1 + tanh u) = x / (1 + exp(-2u)) */
             v = v / (1.0f + exponential(-1.5957691216f * (v + 0.044715f * v * v * v)));
         } else {

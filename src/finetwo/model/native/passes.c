@@ -79,22 +79,22 @@ void ft_cross_entropy(Low *logits, const int64_t *targets, const float *weights,
             high = _mm512_mask_max_ps(high, m, high, low_at(row + c, m));
         }
         const float top = _mm512_reduce_max_ps(high);
-        const Floats less = all(-top * LOG2E), by = all(LOG2E);
+        const Floats most = all(top); /* taken off first: of products of large logits nothing would be left but rounding */
         for (long c = 0; c < classes; c += 16) {
             const Mask m = first(classes - c);
-            mass = _mm512_mask_add_ps(mass, m, mass, power_of_two(_mm512_fmadd_ps(low_at(row + c, m), by, less)));
+            mass = _mm512_mask_add_ps(mass, m, mass, exponential(low_at(row + c, m) - most));
         }
         const float sum = _mm512_reduce_add_ps(mass), weight = weights ? weights[r] : 1.0f;
         uint32_t bits = (uint32_t)row[targets[r]] << 16;
         float picked;
         memcpy(&picked, &bits, 4);
-        losses[r] = weight * (logf(sum) + top - picked);
+        losses[r] = weight * (logf(sum) + (top - picked));
         if (!gradient) continue;
         const float factor = scale * weight;
         const Floats each = all(factor / sum);
         for (long c = 0; c < width; c += 16) {
             const Mask m = first(width - c);
-            const Floats p = power_of_two(_mm512_fmadd_ps(low_at(row + c, m), by, less)) * each;
+            const Floats p = exponential(low_at(row + c, m) - most) * each;
             low_to(row + c, m, _mm512_maskz_mov_ps(first(classes - c), p));
         }
         const float there = expf(picked - top) * factor / sum - factor;
