@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.standins.models import difference, fill_lora, random_network, tiny_config
+from tests.standins.models import calm_network, difference, unequal_batch
 from tests.train.support import At, Recorder, gap, quick, records, step_losses, weights
 
 from finetwo.core.config import SamplingConfig, TrainConfig
 from finetwo.core.errors import NumericError, Stopped
-from finetwo.data.batch import Batch, layout
-from finetwo.data.sequences import Sequence
+from finetwo.data.batch import Batch
 from finetwo.generate.engine import Engine, Request
 from finetwo.generate.replay import Replay
 from finetwo.model.attend import Varlen
@@ -38,35 +37,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here"),
 ]
 GPU = torch.device("cuda")
-SHAPE: dict[str, Any] = {"vocab_size": 400, "n_positions": 64, "n_embd": 64, "n_layer": 3, "n_head": 4}
 
 
-def network_of(kind: str = "full", seed: int = 0) -> Network:
-    """A random network whose heads flash attention takes."""
-    network = random_network(tiny_config(**SHAPE), seed)
-    with torch.no_grad():  # small enough that logits are not all decided by one token
-        for name, p in network.named_parameters():
-            if "ln_" not in name:
-                p.mul_(0.3)
-    if kind == "lora":
-        network.add_lora(rank=4, targets="all-linear")
-        fill_lora(network, std=0.02)
-        network.freeze_all_but_lora()
-    return network.train()
+def network_of(kind: str = "full") -> Network:
+    return calm_network(lora=kind == "lora")
 
 
 def batch_of(*, share: bool) -> Batch:
-    """Sequences of very unequal lengths, half of each learned; four of them begin alike."""
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for length in (40, 3, 17, 25, 9, 33):
-        tokens = torch.randint(0, 399, (length,), generator=generator).int().numpy()
-        targets = torch.randint(0, 399, (length,), generator=generator).int().numpy()
-        if length > 10:
-            tokens[:8] = range(8)
-        targets[: length // 2 + 1] = -100
-        made.append(Sequence(tokens, targets))
-    return layout(made, True, share=share)
+    return unequal_batch(True, share=share)
 
 
 def gradients(network: Network, batch: Batch, precision: str, times: int = 1) -> tuple[float, dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.standins.models import fill_lora, random_network, tiny_config
+from tests.standins.models import fill_lora, normal, random_network, tiny_config
 
 from finetwo.model import fused, kernel
 from finetwo.model.fused import Fused, usable
@@ -32,10 +32,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(seed))
 
 
 def adapted(**settings: object) -> Network:

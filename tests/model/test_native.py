@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.standins.models import fill_lora, random_network, tiny_config
+from tests.standins.models import calm_network, unequal_batch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm, scaled_dot_product_attention
 from torch.nn.functional import gelu as wanted_gelu
 
-from finetwo.data.batch import Batch, layout
-from finetwo.data.sequences import Sequence
+from finetwo.data.batch import Batch
 from finetwo.model import native_attend, native_passes, passes
 from finetwo.model.attend import Packed, Runs
 from finetwo.model.native_attend import Native
@@ -221,33 +220,11 @@ def plain_but(share: float) -> Any:
 
 # --- a whole step ----------------------------------------------------------------------------------------------------
 
-SHAPE: dict[str, Any] = {"vocab_size": 400, "n_positions": 64, "n_embd": 64, "n_layer": 3, "n_head": 4}
-KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {}, "post-norm": {"post_norm": True}}
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": True}, "post-norm": {"post_norm": True}}
 
 
 def network_of(kind: str) -> Network:
-    network = random_network(tiny_config(**SHAPE, **KINDS[kind]))
-    with torch.no_grad():  # small enough that logits are not all decided by one token
-        for name, p in network.named_parameters():
-            if "ln_" not in name:
-                p.mul_(0.3)
-    if kind == "lora":
-        network.add_lora(rank=4, targets="all-linear")
-        fill_lora(network, std=0.02)
-        network.freeze_all_but_lora()
-    return network.train()
-
-
-def batch_of(packing: bool | None, *, share: bool = False) -> Batch:
-    """Sequences of very unequal lengths, half of each learned; four of them begin alike."""
-    generator, made = torch.Generator().manual_seed(3), []
-    for length in (40, 3, 17, 25, 9, 33):
-        tokens, targets = torch.randint(0, 399, (2, length), generator=generator).int().numpy()
-        if length > 10:
-            tokens[:8] = range(8)
-        targets[: length // 2 + 1] = -100
-        made.append(Sequence(tokens, targets))
-    return layout(made, packing, share=share)
+    return calm_network(**KINDS[kind])
 
 
 def step(network: Network, batch: Batch, precision: str) -> tuple[float, dict[str, Tensor]]:
@@ -261,7 +238,7 @@ def step(network: Network, batch: Batch, precision: str) -> tuple[float, dict[st
 def test_a_step_is_as_near_to_float32_as_without_them(
     kind: str, lay: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, batch = network_of(kind), batch_of(lay[0], share=lay[1])
+    network, batch = network_of(kind), unequal_batch(lay[0], share=lay[1])
     wanted, ours = step(network, batch, "float32"), step(network, batch, "bf16")
     assert isinstance(place(batch, network, "bf16").attend, Native)
     assert not isinstance(place(batch, network, "float32").attend, Native)
@@ -283,7 +260,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_recomputing_gives_the_same_bits_with_dropout(kind: str) -> None:
-    network, batch = network_of(kind), batch_of(True)
+    network, batch = network_of(kind), unequal_batch(True)
     network.transformer.dropout = 0.1
     torch.manual_seed(2)
     wanted = step(network, batch, "bf16")
@@ -318,7 +295,7 @@ def test_who_asks_first_does_not_matter() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "bf16-true"])
 def test_blocks_that_are_recomputed_may_ask_first(precision: str) -> None:
     """Nothing may be saved between what a block saves: it is not there when the block is computed again."""
-    network, batch = network_of("full"), batch_of(True)
+    network, batch = network_of("full"), unequal_batch(True)
     if precision == "bf16-true":
         network.to(torch.bfloat16)
     network.transformer.recompute = True

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetwo.data.batch import Batch, layout
+from finetwo.data.sequences import Sequence
 from finetwo.model.config import GPT2Config
 from finetwo.model.network import Network
 
@@ -68,3 +70,35 @@ def difference(a: Tensor, b: Tensor) -> float:
     """Return the largest absolute difference, the shapes being equal."""
     assert a.shape == b.shape, (a.shape, b.shape)
     return float((a.detach().double() - b.detach().double()).abs().max())
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers drawn from a normal distribution."""
+    return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(seed))
+
+
+def calm_network(*, lora: bool = False, **settings: Any) -> Network:
+    """A network ready to learn whose logits are not all decided by one token, of sizes that 16-bit kernels take."""
+    shape: dict[str, Any] = {"vocab_size": 400, "n_positions": 64, "n_embd": 64, "n_layer": 3, "n_head": 4}
+    network = random_network(tiny_config(**shape, **settings))
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if "ln_" not in name:
+                p.mul_(0.3)
+    if lora:
+        network.add_lora(rank=4, targets="all-linear")
+        fill_lora(network, std=0.02)
+        network.freeze_all_but_lora()
+    return network.train()
+
+
+def unequal_batch(packing: bool | None, *, share: bool = False) -> Batch:
+    """Sequences of very unequal lengths for `calm_network`, half of each learned; four of them begin alike."""
+    generator, made = torch.Generator().manual_seed(3), []
+    for length in (40, 3, 17, 25, 9, 33):
+        tokens, targets = torch.randint(0, 399, (2, length), generator=generator).int().numpy()
+        if length > 10:
+            tokens[:8] = range(8)
+        targets[: length // 2 + 1] = -100
+        made.append(Sequence(tokens, targets))
+    return layout(made, packing, share=share)

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from finetwo.generate.replay import Replay
 from finetwo.model.cached import BLOCK, Decode, Fill, KVCache, round_up
 from finetwo.model.fused import Fused
+from finetwo.model.mixed import TILE
 from finetwo.model.network import Network
 
 ROWS = 8
@@ -23,13 +24,6 @@ ROWS = 8
 
 _SPAN = 256
 """Positions that a recorded step looks at come in such numbers."""
-_TILE = 64
-"""Rows of the head on a GPU likewise, for its matrix units."""
-
-
-def _padded(weight: Tensor, multiple: int) -> Tensor:
-    """`weight` (V, D), with rows of 0 behind it where V is no multiple."""
-    return pad(weight, (0, 0, 0, -weight.shape[0] % multiple)) if weight.shape[0] % multiple else weight
 
 
 class Decoder:
@@ -50,7 +44,8 @@ class Decoder:
         self._owners: list[int | None] = [None] * self.slots
         self._after_prompt: Tensor = weight.new_empty(0)
         gpu = weight.device.type == "cuda"
-        self._head = _padded(weight[:vocab], _TILE) if gpu and weight.dtype != torch.float32 else weight[:vocab]
+        fill = -vocab % TILE if gpu and weight.dtype != torch.float32 else 0
+        self._head = pad(weight[:vocab], (0, 0, 0, fill)) if fill else weight[:vocab]
         self._replay = Replay(self._compute, self.slots, weight.device) if gpu else None
         promised = weight.device.type == "cpu" and weight.dtype == torch.float32
         self._together = self.slots == ROWS or not promised or rows_agree(network, self.slots)

@@ -19,8 +19,8 @@ from finetwo.model.passes import kernels
 
 _ROWS = 4096
 """Rows of a product that are made at a time where it is then widened: some megabytes."""
-_TILE = 64
-"""Rows of a head's copy come in such numbers on a GPU, whose matrix units want it: GPT-2's 50,257 become 50,304."""
+TILE = 64
+"""Rows of a head come in such numbers on a GPU, whose matrix units want it: GPT-2's 50,257 become 50,304."""
 
 
 def only_imitates_bf16(device: torch.device) -> bool:
@@ -114,7 +114,7 @@ class Lowered:
         """`head`: the head's matrix, if its products are large enough to be worth it."""
         self._slots = [(m, m.working_copies(dtype)) for m in network.modules() if isinstance(m, Lowerable)]
         gpu = head is not None and head.device.type == "cuda"
-        self.head = None if head is None else Copy(head, dtype, _TILE if gpu else 1)
+        self.head = None if head is None else Copy(head, dtype, TILE if gpu else 1)
         self.dtype = dtype
         self._depth = 0
         self._gpu = next(network.parameters()).device.type == "cuda"
